@@ -1,0 +1,181 @@
+"""What an engine is told once, before it starts. Bad values fail here, with their values."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+_DTYPES = {
+    "auto": None,
+    "half": torch.float16,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "float32": torch.float32,
+}
+
+
+def _integer(name: str, value: Any, least: int, optional: bool = False) -> None:
+    """Raise unless `value` is an int of at least `least` (or None, where optional)."""
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        wanted = {0: "non-negative", 1: "positive"}[least]
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+
+
+def _number(name: str, value: Any) -> None:
+    """Raise unless `value` is a finite int or float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def _flag(name: str, value: Any) -> None:
+    """Raise unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+@dataclass
+class ModelConfig:
+    """Which model, and how to hold it.
+
+    Args:
+        model: a checkpoint's directory, or its name on the Hugging Face Hub.
+        tokenizer: the same for the tokenizer; None is the model's own.
+        tokenizer_mode: "auto" (the fast one where there is one) or "slow".
+        trust_remote_code: run Python code that comes with a checkpoint. Off by default.
+        dtype: "auto" (the checkpoint's own), "half"/"float16", "bfloat16",
+            "float"/"float32", or a torch.dtype.
+        max_model_len: longest sequence in tokens; None is the checkpoint's own limit.
+        seed: of everything random that has no seed of its own.
+
+    Raises:
+        TypeError, ValueError: naming the field and its value.
+    """
+
+    model: str
+    tokenizer: str | None = None
+    tokenizer_mode: str = "auto"
+    trust_remote_code: bool = False
+    dtype: str | torch.dtype = "auto"
+    max_model_len: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise TypeError(f"model must be a path or a name, got {self.model!r}")
+        if self.tokenizer is None:
+            self.tokenizer = self.model
+        if not isinstance(self.tokenizer, str) or not self.tokenizer:
+            raise TypeError(f"tokenizer must be a path or a name, got {self.tokenizer!r}")
+        if self.tokenizer_mode not in ("auto", "slow"):
+            raise ValueError(
+                f"tokenizer_mode must be 'auto' or 'slow', got {self.tokenizer_mode!r}"
+            )
+        _flag("trust_remote_code", self.trust_remote_code)
+        _integer("max_model_len", self.max_model_len, 1, optional=True)
+        _integer("seed", self.seed, 0)
+        if not isinstance(self.dtype, torch.dtype) and self.dtype not in _DTYPES:
+            raise ValueError(
+                f"dtype must be one of {', '.join(_DTYPES)} or a torch.dtype, "
+                f"got {self.dtype!r}"
+            )
+        if isinstance(self.dtype, torch.dtype) and self.dtype not in _DTYPES.values():
+            raise ValueError(f"dtype must be a floating type of at least 16 bits, got {self.dtype}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """`dtype` as PyTorch has it; None for "auto"."""
+        return _DTYPES[self.dtype] if isinstance(self.dtype, str) else self.dtype
+
+
+@dataclass
+class CacheConfig:
+    """How keys and values are kept.
+
+    Args:
+        block_size: tokens a block of the paged KV cache holds.
+        gpu_memory_utilization: share of the GPU's memory that the engine may fill, in
+            (0, 1].
+        swap_space: CPU memory for the blocks of preempted sequences, in GiB.
+        enable_prefix_caching: keep blocks of finished prompts for prompts that begin alike.
+
+    Raises:
+        TypeError, ValueError: naming the field and its value.
+    """
+
+    block_size: int = 16
+    gpu_memory_utilization: float = 0.9
+    swap_space: float = 4.0
+    enable_prefix_caching: bool = False
+
+    def __post_init__(self) -> None:
+        _integer("block_size", self.block_size, 1)
+        _number("gpu_memory_utilization", self.gpu_memory_utilization)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(
+                "gpu_memory_utilization must be in (0, 1], "
+                f"got {self.gpu_memory_utilization}"
+            )
+        _number("swap_space", self.swap_space)
+        if self.swap_space < 0:
+            raise ValueError(f"swap_space must be non-negative, got {self.swap_space}")
+        _flag("enable_prefix_caching", self.enable_prefix_caching)
+
+
+@dataclass
+class SchedulerConfig:
+    """How much work one step may hold.
+
+    Args:
+        max_num_batched_tokens: tokens of one step; None lets the engine decide.
+        max_num_seqs: sequences of one step.
+        max_model_len: longest sequence in tokens; None is the model's.
+        enable_chunked_prefill: cut long prompts into pieces that fit a step.
+
+    Raises:
+        TypeError, ValueError: naming the field and its value.
+    """
+
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int = 256
+    max_model_len: int | None = None
+    enable_chunked_prefill: bool = False
+
+    def __post_init__(self) -> None:
+        _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, optional=True)
+        _integer("max_num_seqs", self.max_num_seqs, 1)
+        _integer("max_model_len", self.max_model_len, 1, optional=True)
+        _flag("enable_chunked_prefill", self.enable_chunked_prefill)
+
+
+@dataclass
+class EngineConfig:
+    """All of it. The scheduler gets the model's `max_model_len` unless it has its own.
+
+    The caller's `scheduler_config` is left as it was: the engine works on a copy.
+
+    Raises:
+        ValueError: if the scheduler allows sequences longer than the model does.
+    """
+
+    model_config: ModelConfig
+    cache_config: CacheConfig = field(default_factory=CacheConfig)
+    scheduler_config: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+    def __post_init__(self) -> None:
+        model_len = self.model_config.max_model_len
+        scheduler_len = self.scheduler_config.max_model_len
+        if scheduler_len is None:
+            self.scheduler_config = replace(self.scheduler_config, max_model_len=model_len)
+        elif model_len is not None and scheduler_len > model_len:
+            raise ValueError(
+                f"scheduler_config.max_model_len is {scheduler_len}, but the model's "
+                f"max_model_len is {model_len}"
+            )

@@ -1,0 +1,88 @@
+"""What the engine gives back. Shapes and names are vLLM's (vllm/outputs.py)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Logprob:
+    """One candidate at one position.
+
+    Args:
+        logprob: natural log of its probability, before any sampling parameter.
+        rank: 1 for the likeliest token of the vocabulary.
+        decoded_token: its text alone; half a character shows as U+FFFD.
+    """
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """When things happened, in seconds of `time.time()`; None until they have."""
+
+    arrival_time: float
+    first_token_time: float | None = None
+    finished_time: float | None = None
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One completion of a request.
+
+    Args:
+        index: its place among the request's n outputs.
+        text: the text so far; grows while streaming, and never shrinks.
+        token_ids: the tokens so far, a stop token included.
+        cumulative_logprob: sum of the tokens' log-probabilities.
+        logprobs: per token the candidates by id, if `SamplingParams.logprobs` asked.
+        finish_reason: "stop", "length", "abort", or None while it runs.
+        stop_reason: the stop string or stop token id that ended it; None for the end of
+            sequence token and for other reasons.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+    def finished(self) -> bool:
+        """Whether this completion has ended."""
+        return self.finish_reason is not None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A request with everything generated for it so far.
+
+    Args:
+        request_id: names the request.
+        prompt: its text; None when it came as token ids.
+        prompt_token_ids: its tokens.
+        outputs: n completions, the best first once the request is finished.
+        finished: whether all of them have ended.
+        metrics: when the request arrived, spoke first and ended.
+        prompt_logprobs: per prompt token the candidates by id, None for the first, which
+            nothing predicts; only if `SamplingParams.prompt_logprobs` asked.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: RequestMetrics | None = None
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+
+    def __repr__(self) -> str:
+        prompt = self.prompt
+        if prompt is not None and len(prompt) > 50:
+            prompt = prompt[:50] + "…"
+        return (
+            f"RequestOutput(request_id={self.request_id}, prompt={prompt!r}, "
+            f"outputs={self.outputs}, finished={self.finished})"
+        )

@@ -1,0 +1,297 @@
+"""The transformer, written out: Qwen3, Qwen2/2.5 and Llama from one set of flags.
+
+Tokens of all sequences are packed along T, and the model never asks which token belongs
+to which sequence: positions and attention come from the `AttentionContext`. Parameter names
+are Hugging Face's, so that a checkpoint's tensors fit without a table of renames. The module
+refuses to know where keys and values live, what a batch is, and how a token is chosen.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from folovllm_lite.attention import AttentionContext
+from folovllm_lite.model_loader import (
+    checkpoint_dtype,
+    load_weights,
+    read_config,
+    resolve_checkpoint,
+)
+from folovllm_lite.utils import get_device
+
+# Architecture -> what its family does without saying so in config.json:
+# (qk_norm, bias of q, k and v when "attention_bias" is absent, o_proj has that bias too)
+_FAMILIES = {
+    "Qwen3ForCausalLM": (True, False, True),
+    "Qwen2ForCausalLM": (False, True, False),
+    "LlamaForCausalLM": (False, False, True),
+}
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class Qwen3Config:
+    """What distinguishes one checkpoint from another; sizes are counts of elements."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: dict | None
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+
+    @classmethod
+    def from_hf(cls, hf: dict) -> "Qwen3Config":
+        """Read a config.json.
+
+        Raises:
+            ValueError: naming what this model doesn't build: another architecture, rope
+                type, activation, or layers with a sliding window.
+        """
+        architecture = (hf.get("architectures") or ["none"])[0]
+        if architecture not in _FAMILIES:
+            raise ValueError(
+                f"architecture {architecture} is not supported; "
+                f"this model serves {', '.join(_FAMILIES)}"
+            )
+        qk_norm, default_bias, o_bias = _FAMILIES[architecture]
+        if hf.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported, only 'silu'")
+        layer_types = set(hf.get("layer_types") or ["full_attention"])
+        if hf.get("use_sliding_window") or layer_types != {"full_attention"}:
+            raise ValueError(f"sliding-window attention is not supported: {layer_types}")
+        # transformers 5 writes rope_parameters; older files rope_theta and rope_scaling.
+        rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+        theta = rope.pop("rope_theta", None) or hf.get("rope_theta", 10000.0)
+        rope_type = rope.get("rope_type") or rope.get("type") or "default"
+        if rope_type not in _ROPE_TYPES:
+            raise ValueError(
+                f"rope type {rope_type!r} is not supported, only {', '.join(_ROPE_TYPES)}"
+            )
+        if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) != 1.0:
+            raise ValueError("partial_rotary_factor other than 1.0 is not supported")
+        heads = hf["num_attention_heads"]
+        kv_heads = hf.get("num_key_value_heads") or heads
+        if heads % kv_heads:
+            raise ValueError(f"{heads} query heads can't share {kv_heads} key/value heads")
+        bias = hf.get("attention_bias", default_bias)
+        if architecture == "Qwen2ForCausalLM":
+            bias = True  # fixed by the family; there is no such flag in its config.json
+        return cls(
+            vocab_size=hf["vocab_size"],
+            hidden_size=hf["hidden_size"],
+            intermediate_size=hf["intermediate_size"],
+            num_layers=hf["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
+            rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
+            rope_theta=float(theta),
+            rope_scaling={**rope, "rope_type": rope_type} if rope_type != "default" else None,
+            max_position_embeddings=hf.get("max_position_embeddings", 2048),
+            tie_word_embeddings=hf.get("tie_word_embeddings", False),
+            qkv_bias=bias,
+            o_bias=bias and o_bias,
+            mlp_bias=hf.get("mlp_bias", False),
+            qk_norm=qk_norm,
+        )
+
+
+def rope_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
+    """Angle per position of each pair of dimensions, [D / 2] float32, and a scale.
+
+    The scale multiplies cos and sin (1 but for yarn). Sources: RoFormer (Su et al. 2021);
+    linear: position interpolation (Chen et al. 2023); yarn: Peng et al. 2023, eq. 15 and
+    22; llama3: the Llama 3.1 release.
+    """
+    D, base = config.head_dim, config.rope_theta
+    frequencies = base ** -(torch.arange(0, D, 2, dtype=torch.float32) / D)
+    rope = config.rope_scaling
+    if rope is None:
+        return frequencies, 1.0
+    factor = rope.get("factor")
+    if rope["rope_type"] == "linear":
+        return frequencies / factor, 1.0
+    trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    if rope["rope_type"] == "llama3":
+        # How often a frequency turns within the trained length decides how far it is
+        # slowed: not at all above high_freq_factor turns, fully below low_freq_factor.
+        turns = trained * frequencies / (2 * math.pi)
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        return frequencies * (keep + (1 - keep) / factor), 1.0
+    factor = factor or config.max_position_embeddings / trained
+
+    def dimension(turns: float) -> float:  # that makes so many turns in `trained` tokens
+        return D * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    first = dimension(rope.get("beta_fast") or 32)
+    last = dimension(rope.get("beta_slow") or 1)
+    if rope.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, D - 1)
+    ramp = (torch.arange(D // 2) - first) / max(last - first, 0.001)
+    keep = 1 - ramp.clamp(0, 1)
+
+    def temperature(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+    scale = rope.get("attention_factor")
+    if scale is None:
+        mscale, mscale_all = rope.get("mscale"), rope.get("mscale_all_dim")
+        pair = (mscale, mscale_all) if mscale and mscale_all else (1, 0)
+        scale = temperature(pair[0]) / temperature(pair[1])
+    return frequencies * (keep + (1 - keep) / factor), float(scale)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + D/2]) by its angle; x [T, H, D], cos, sin [T, 1, D].
+
+    Rolling by D/2 swaps the halves. The minus sign of the rotation stands in `sin`, whose
+    first half is negative: one operation less per layer than negating x.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with RoPE, and RMSNorm on q and k where the family has it."""
+
+    def __init__(self, config: Qwen3Config, layer: int):
+        super().__init__()
+        E, D = config.hidden_size, config.head_dim
+        self.layer, self.D, self.eps = layer, D, config.rms_norm_eps
+        self.q_proj = nn.Linear(E, config.num_heads * D, config.qkv_bias)
+        self.k_proj = nn.Linear(E, config.num_kv_heads * D, config.qkv_bias)
+        self.v_proj = nn.Linear(E, config.num_kv_heads * D, config.qkv_bias)
+        self.o_proj = nn.Linear(config.num_heads * D, E, config.o_bias)
+        self.q_norm = nn.RMSNorm(D, self.eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(D, self.eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext) -> Tensor:
+        q = self.q_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hq, D]
+        k = self.k_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hkv, D]
+        v = self.v_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hkv, D]
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return self.o_proj(ctx.attend(self.layer, q, k, v).flatten(1))  # [T, Hq, D] -> [T, E]
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: Qwen3Config):
+        super().__init__()
+        E, hidden, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(E, hidden, bias)
+        self.up_proj = nn.Linear(E, hidden, bias)
+        self.down_proj = nn.Linear(hidden, E, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # [T, E]
+
+
+class Layer(nn.Module):
+    """One transformer block: attention and MLP, each added to what came in."""
+
+    def __init__(self, config: Qwen3Config, layer: int):
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, ctx)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Backbone(nn.Module):
+    """Everything between token ids and the head; called `model` in checkpoints."""
+
+    def __init__(self, config: Qwen3Config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Qwen3(nn.Module):
+    """The language model.
+
+    Args:
+        config: of the checkpoint.
+
+    A new model has PyTorch's random weights; `from_pretrained` loads a checkpoint.
+    """
+
+    def __init__(self, config: Qwen3Config):
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self._frequencies: Tensor | None = None
+
+    def forward(self, token_ids: Tensor, ctx: AttentionContext) -> Tensor:
+        """token_ids [T] int64 -> hidden states [T, E], normalised, ready for `logits`."""
+        x = self.model.embed_tokens(token_ids)  # [T] -> [T, E]
+        cos, sin = self._rope(ctx.positions, x.dtype)
+        for layer in self.model.layers:
+            x = layer(x, cos, sin, ctx)
+        return self.model.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., E] -> [..., V]. The caller picks the rows it needs."""
+        return self.lm_head(hidden)
+
+    def _rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, 1, D] of the positions [T], the sign of `rotate` included."""
+        if self._frequencies is None or self._frequencies.device != positions.device:
+            frequencies, self._scale = rope_frequencies(self.config)
+            self._frequencies = frequencies.to(positions.device)
+        # In float32 whatever the weights are: bfloat16 can't count past 256.
+        angles = positions[:, None, None].float() * self._frequencies  # [T, 1, D / 2]
+        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
+        return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> "Qwen3":
+        """Load a checkpoint directory, or a Hub name, for inference.
+
+        The module is built on the meta device, so memory holds the weights once.
+
+        Args:
+            path: see `model_loader.resolve_checkpoint`, which also says what is raised.
+            dtype: of the weights; None is the checkpoint's own.
+            device: None picks CUDA when there is one.
+        """
+        path = resolve_checkpoint(path)
+        hf_config = read_config(path)
+        with torch.device("meta"):
+            model = cls(Qwen3Config.from_hf(hf_config))
+        model.to(dtype or checkpoint_dtype(hf_config)).to_empty(device=get_device(device))
+        if model.config.tie_word_embeddings:  # to_empty gave each its own storage
+            model.lm_head.weight = model.model.embed_tokens.weight
+        load_weights(model, path)
+        return model.requires_grad_(False).eval()

@@ -1,0 +1,226 @@
+"""From logits to tokens, for a batch of rows that each have their own parameters.
+
+The order is a contract: raw logits; report logprobs; mask stop tokens (min_tokens);
+penalties; temperature; min_p; top_k; top_p; draw. Every filter is a plain function of a
+whole batch, [N, V] -> [N, V], that sets what it removes to -inf. The module knows nothing
+of requests, text or models.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from folovllm_lite.sampling_params import SamplingParams
+
+
+@dataclass(slots=True)
+class SamplingRow:
+    """What the sampler has to know of one row of the batch.
+
+    Args:
+        params: of the request.
+        prompt_token_ids: counted by the repetition penalty only.
+        output_token_ids: generated so far; counted by all penalties and by min_tokens.
+        stop_token_ids: every token that would end the row.
+        generator: the row's own, if its request has a seed.
+    """
+
+    params: SamplingParams
+    prompt_token_ids: list[int]
+    output_token_ids: list[int]
+    stop_token_ids: tuple[int, ...] = ()
+    generator: torch.Generator | None = None
+
+
+@dataclass(slots=True)
+class SamplerOutput:
+    """N chosen tokens and what the model thought of them, before any parameter.
+
+    Args:
+        token_ids: [N] int64.
+        logprobs: [N] float32, raw log-softmax of the chosen tokens.
+        ranks: [N] int64, 1 for the likeliest; equally likely tokens share the better rank.
+        top_token_ids: [N, K] int64, the K likeliest, where K is the largest
+            `params.logprobs` of the batch; None if no row asked.
+        top_logprobs: [N, K] float32.
+    """
+
+    token_ids: Tensor
+    logprobs: Tensor
+    ranks: Tensor
+    top_token_ids: Tensor | None = None
+    top_logprobs: Tensor | None = None
+
+
+def sample(
+    logits: Tensor, rows: list[SamplingRow], generator: torch.Generator | None = None
+) -> SamplerOutput:
+    """Choose one token for each row.
+
+    Args:
+        logits: [N, V], left as they are.
+        rows: N of them.
+        generator: for the rows without their own; None is PyTorch's global one.
+
+    Raises:
+        ValueError: if a row holds NaN or nothing above -inf, naming the row.
+    """
+    logits = logits.float()
+    check_logits(logits)
+    logprobs = logits.log_softmax(-1)  # [N, V]
+    token_ids = draw(filter_logits(logits, rows), rows, generator)
+    return gather_logprobs(logprobs, token_ids, _largest_logprobs(rows))
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raise ValueError for rows without a likeliest token: NaN, +inf or all -inf."""
+    # A row's maximum is NaN if any logit is, and -inf only if all are: one reduction.
+    best = logits.amax(-1)  # [N]
+    if not best.isfinite().all():
+        row = int((~best.isfinite()).nonzero()[0])
+        raise ValueError(f"logits of row {row} can't be sampled: their maximum is {best[row]}")
+
+
+def filter_logits(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
+    """Everything between the raw logits and the draw, in the order of the contract.
+
+    Rows at temperature 0 keep their logits after the penalties. What no row asks for is
+    skipped, so that a plain greedy step costs nothing here.
+    """
+    params = [row.params for row in rows]
+    logits = mask_stop_tokens(logits, rows)
+    logits = apply_penalties(logits, rows)
+    if all(p.temperature == 0 for p in params):
+        return logits
+
+    def column(values: list) -> Tensor:
+        return torch.tensor(values, device=logits.device).unsqueeze(-1)  # [N, 1]
+
+    greedy = [p.temperature == 0 for p in params]
+    logits = logits / column([p.temperature or 1.0 for p in params])
+    min_p = [0.0 if g else p.min_p for p, g in zip(params, greedy, strict=True)]
+    if any(min_p):
+        logits = apply_min_p(logits, column(min_p))
+    top_k = [-1 if g else p.top_k for p, g in zip(params, greedy, strict=True)]
+    top_p = [1.0 if g else p.top_p for p, g in zip(params, greedy, strict=True)]
+    if any(k != -1 for k in top_k):
+        logits = apply_top_k(logits, column(top_k))
+    if any(p < 1 for p in top_p):
+        logits = apply_top_p(logits, column(top_p))
+    return logits
+
+
+def mask_stop_tokens(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
+    """Rows below their `min_tokens` can't choose a token that would end them."""
+    for i, row in enumerate(rows):
+        if len(row.output_token_ids) < row.params.min_tokens and row.stop_token_ids:
+            logits = logits.clone()
+            logits[i, list(row.stop_token_ids)] = -math.inf
+    return logits
+
+
+def apply_penalties(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
+    """Repetition, frequency and presence penalties, row by row where one is set.
+
+    Repetition looks at prompt and output; the two OpenAI penalties at the output alone,
+    so a preempted row, whose output is computed again like a prompt, keeps its penalties.
+    """
+    for i, row in enumerate(rows):
+        p = row.params
+        if p.repetition_penalty != 1:
+            logits = logits.clone()
+            seen = torch.tensor(
+                sorted({*row.prompt_token_ids, *row.output_token_ids}), device=logits.device
+            )
+            old = logits[i, seen]
+            scale = p.repetition_penalty
+            logits[i, seen] = torch.where(old > 0, old / scale, old * scale)
+        if (p.frequency_penalty or p.presence_penalty) and row.output_token_ids:
+            logits = logits.clone()
+            output = torch.tensor(row.output_token_ids, device=logits.device)
+            seen, counts = output.unique(return_counts=True)
+            logits[i, seen] -= p.frequency_penalty * counts + p.presence_penalty
+    return logits
+
+
+def apply_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
+    """Remove tokens less than min_p [N, 1] times as likely as the row's likeliest."""
+    # p_i < min_p * p_max, in logits: no softmax, and 0 gives -inf, which removes nothing.
+    return logits.masked_fill(logits < logits.amax(-1, True) + min_p.log(), -math.inf)
+
+
+def apply_top_k(logits: Tensor, top_k: Tensor) -> Tensor:
+    """Keep the top_k [N, 1] likeliest tokens; -1, or more than V, keeps all.
+
+    Exactly k survive: of equally likely tokens those with the lower ids, hence a stable
+    sort and no comparison with the k-th value.
+    """
+    V = logits.shape[-1]
+    order = logits.argsort(dim=-1, descending=True, stable=True)  # [N, V] ids by rank
+    cut = torch.arange(V, device=logits.device) >= top_k.where(top_k > 0, V)  # by rank
+    return logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -math.inf)
+
+
+def apply_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
+    """Keep the smallest set of tokens whose probabilities reach top_p [N, 1].
+
+    A token goes when those before it reach top_p already. The one that crosses the line
+    therefore stays, and so does at least one. Holtzman et al. 2020.
+    """
+    probs = logits.softmax(-1)
+    ranked, order = probs.sort(dim=-1, descending=True, stable=True)  # [N, V] by rank
+    before = ranked.cumsum(-1) - ranked
+    # top_p = 1 keeps all: a rounded sum may reach 1 before the last token.
+    cut = (before >= top_p) & (top_p < 1)
+    cut[..., 0] = False
+    return logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -math.inf)
+
+
+def draw(
+    logits: Tensor, rows: list[SamplingRow], generator: torch.Generator | None = None
+) -> Tensor:
+    """Token ids [N]: the first maximum of greedy rows, a draw from softmax of the others.
+
+    The draw is exponential noise: with e_i ~ Exp(1), argmax p_i / e_i is i with
+    probability p_i. It is the Gumbel trick without logarithms, and unlike
+    `torch.multinomial` it needs neither a sum that is exactly 1 nor a host sync.
+
+    A row with a generator of its own takes its V numbers from that alone. So its token
+    depends on nothing but its logits and its seed, whoever its neighbours are.
+    """
+    random = [i for i, row in enumerate(rows) if row.params.temperature != 0]
+    if not random:
+        return logits.argmax(-1)
+    probs = logits.softmax(-1)
+    noise = torch.ones_like(probs)  # greedy rows: argmax of p itself
+    shared = [i for i in random if rows[i].generator is None]
+    if shared:
+        fresh = torch.empty_like(probs[: len(shared)])
+        noise[shared] = fresh.exponential_(generator=generator)
+    for i in random:
+        if rows[i].generator is not None:
+            noise[i].exponential_(generator=rows[i].generator)
+    token_ids = (probs / noise).argmax(-1)
+    if len(random) < len(rows):
+        # Softmax rounds: two close logits can become one probability.
+        greedy = torch.tensor([row.params.temperature == 0 for row in rows])
+        token_ids = logits.argmax(-1).where(greedy.to(logits.device), token_ids)
+    return token_ids
+
+
+def gather_logprobs(logprobs: Tensor, token_ids: Tensor, count: int | None) -> SamplerOutput:
+    """Look up the chosen tokens and the `count` likeliest ones in logprobs [N, V]."""
+    chosen = logprobs.gather(-1, token_ids.unsqueeze(-1))  # [N, 1]
+    ranks = (logprobs > chosen).sum(-1) + 1
+    output = SamplerOutput(token_ids, chosen.squeeze(-1), ranks)
+    if count is not None:
+        top = logprobs.topk(min(count, logprobs.shape[-1]), dim=-1)
+        output.top_token_ids, output.top_logprobs = top.indices, top.values
+    return output
+
+
+def _largest_logprobs(rows: list[SamplingRow]) -> int | None:
+    counts = [row.params.logprobs for row in rows if row.params.logprobs is not None]
+    return max(counts, default=None)

@@ -1,0 +1,162 @@
+"""What a request asks for, checked when it is made. The fields are vLLM's."""
+
+import math
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Any
+
+
+class SamplingType(IntEnum):
+    """How the next token is chosen."""
+
+    GREEDY = 0  # the likeliest token
+    RANDOM = 1  # a draw
+
+
+@dataclass
+class SamplingParams:
+    """How to sample one request.
+
+    Args:
+        n: completions to return.
+        best_of: completions to generate, of which the `n` with the highest cumulative
+            log-probability are returned; None is `n`.
+        temperature: divides the logits: below 1 favours likely tokens, above 1 flattens;
+            0 takes the likeliest token and ignores top_p, top_k and min_p.
+        top_p: keep the smallest set of tokens whose probabilities reach this, in (0, 1].
+        top_k: keep this many of the likeliest tokens; -1 keeps all.
+        min_p: keep tokens at least this times as likely as the likeliest, in [0, 1].
+        presence_penalty: subtracted from the logit of every generated token, [-2, 2].
+        frequency_penalty: subtracted once per occurrence in the output, [-2, 2].
+        repetition_penalty: divides positive and multiplies negative logits of tokens in
+            prompt or output; above 1 discourages (Keskar et al. 2019).
+        stop: strings that end the completion; a lone string counts as a list of one.
+        stop_token_ids: tokens that end it.
+        include_stop_str_in_output: keep the stop string at the end of the text.
+        ignore_eos: go on after the end-of-sequence token.
+        max_tokens: most tokens to generate; None is up to the engine's max_model_len.
+        min_tokens: fewest, during which no token can end the completion.
+        logprobs: how many of the likeliest tokens to report at each position, besides the
+            one chosen; None reports nothing.
+        prompt_logprobs: the same for the prompt's tokens.
+        skip_special_tokens: leave special tokens out of the text.
+        spaces_between_special_tokens: put spaces between special tokens in the text.
+        seed: of this request's own random generator; the i-th completion uses seed + i.
+        use_beam_search, length_penalty, early_stopping: beam search is not supported.
+
+    Raises:
+        TypeError: a field of the wrong type.
+        ValueError: a field out of range, NaN included, or two that contradict each other.
+        NotImplementedError: beam search.
+    """
+
+    n: int = 1
+    best_of: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    seed: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            self._check_type(field.name, field.type, getattr(self, field.name))
+        # Copies, so that a list the caller changes later changes nothing here.
+        self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+        self.stop_token_ids = list(self.stop_token_ids or [])
+        self.best_of = self.n if self.best_of is None else self.best_of
+        self._check_values()
+
+    @property
+    def sampling_type(self) -> SamplingType:
+        """GREEDY at temperature 0, else RANDOM."""
+        return SamplingType.GREEDY if self.temperature == 0 else SamplingType.RANDOM
+
+    @staticmethod
+    def _check_type(name: str, annotation: Any, value: Any) -> None:
+        """Raise unless `value` fits the field's annotation; ints pass as floats."""
+        allowed = str(annotation)
+        if value is None and "None" in allowed:
+            return
+        if isinstance(value, bool):
+            right = annotation is bool
+        elif isinstance(value, float):
+            right = "float" in allowed
+        elif isinstance(value, int):
+            right = annotation is int or "int |" in allowed or "float" in allowed
+        elif isinstance(value, str):
+            right = "str |" in allowed
+        elif isinstance(value, list | tuple):
+            inner = str if "list[str]" in allowed else int
+            right = "list" in allowed and all(type(item) is inner for item in value)
+        else:
+            right = False
+        if not right:
+            wanted = getattr(annotation, "__name__", allowed)
+            wanted = allowed if "|" in allowed else wanted
+            raise TypeError(f"{name} must be {wanted}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+
+    def _check_values(self) -> None:
+        """Raise for values out of range; a chain of plain ifs, one rule each."""
+        if self.use_beam_search:
+            raise NotImplementedError("Beam search is not supported; use n or best_of")
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+        if self.best_of < self.n:
+            raise ValueError(f"best_of ({self.best_of}) must be >= n ({self.n})")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be non-negative, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.top_k < -1 or self.top_k == 0:
+            raise ValueError(f"top_k must be -1 (disabled) or >= 1, got {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise ValueError(f"{name} must be in [-2, 2], got {getattr(self, name)}")
+        if self.repetition_penalty <= 0:
+            raise ValueError(
+                f"repetition_penalty must be greater than 0, got {self.repetition_penalty}"
+            )
+        if "" in self.stop:
+            raise ValueError("stop must not hold an empty string: it would stop at once")
+        if any(token_id < 0 for token_id in self.stop_token_ids):
+            raise ValueError(f"stop_token_ids must be >= 0, got {self.stop_token_ids}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if self.min_tokens < 0:
+            raise ValueError(f"min_tokens must be at least 0, got {self.min_tokens}")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens ({self.min_tokens}) must be <= max_tokens ({self.max_tokens})"
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
+        if self.length_penalty != 1.0 or self.early_stopping:
+            raise NotImplementedError(
+                "length_penalty and early_stopping belong to beam search, "
+                "and Beam search is not supported"
+            )

@@ -1,0 +1,123 @@
+"""Documents of the corpus: stories, chats and plain questions in two languages.
+
+A document is what the model sees as one row of training: it begins at position 0 and
+never shares its row. Stories end with `<|endoftext|>` and assistant turns with
+`<|im_end|>`, as Qwen's do. Half of the documents also begin with `<|endoftext|>`, so
+that the model can start from nothing as well as from a prompt without it.
+"""
+
+import hashlib
+import math
+import random
+from dataclasses import dataclass
+
+from folovllm_lite.tiny import chinese, english
+from folovllm_lite.tiny.grammar import Grammar, Plot, Sample
+
+END = "<|endoftext|>"
+TURN = "<|im_start|>"
+TURN_END = "<|im_end|>"
+LANGUAGES = {"en": english, "zh": chinese}
+
+# Chat turns per chat document, and what a turn is made of.
+_MAX_TURNS = 4
+_STORY_TURN = 0.3
+
+
+def turn(role: str, content: str) -> str:
+    """One turn as the chat template writes it, up to the newline after it."""
+    return f"{TURN}{role}\n{content}{TURN_END}\n"
+
+
+def _chat_story(plot: Plot, requests: list[str]) -> Plot:
+    opening = [turn("user", ask) + f"{TURN}assistant\n" for ask in requests]
+    return Plot(plot.name, plot.slots, plot.steps, opening, plot.joint, f"{TURN_END}\n")
+
+
+def _question(name, slots, asks, answer, chat: bool, joint: str) -> Plot:
+    if chat:
+        opening = [turn("user", ask) + f"{TURN}assistant\n" for ask in asks]
+        return Plot(name, slots, [[answer]], opening, closing=f"{TURN_END}\n")
+    return Plot(name, slots, [[answer]], [ask + joint for ask in asks], closing=END)
+
+
+def _grammars(language) -> dict[str, Grammar]:
+    lexicons, joint = language.LEXICONS, language.STORIES[0].joint
+    stories = [
+        Plot(p.name, p.slots, p.steps, joint=p.joint, closing=END)
+        for p in language.STORIES
+    ]
+    return {
+        "story": Grammar(lexicons, stories),
+        "chat_story": Grammar(
+            lexicons, [_chat_story(p, language.STORY_REQUESTS) for p in language.STORIES]
+        ),
+        "chat": Grammar(
+            lexicons, [_question(*q, chat=True, joint="") for q in language.QUESTIONS]
+        ),
+        "plain": Grammar(
+            lexicons, [_question(*q, chat=False, joint=joint) for q in language.QUESTIONS]
+        ),
+    }
+
+
+# language -> kind -> Grammar. Every part of every document comes from one of these.
+GRAMMARS = {name: _grammars(language) for name, language in LANGUAGES.items()}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A row of the corpus: its text, and the grammar samples that it is made of."""
+
+    language: str
+    kind: str
+    text: str
+    parts: tuple[Sample, ...]
+
+
+def held_out(sample: Sample) -> bool:
+    """Whether training never sees this text: one text in 32, by its hash.
+
+    Texts that have no slots ("Hello!") are all trained on: there are too few of them.
+    """
+    digest = hashlib.sha256(sample.text.encode()).digest()
+    return sample.has_slots and digest[0] % 32 == 0
+
+
+def draw(grammar: Grammar, rng: random.Random, held: bool = False) -> Sample:
+    """A sample from the training side of the split, or from the `held` out side."""
+    while True:
+        sample = grammar.sample(rng)
+        if held_out(sample) == held:
+            return sample
+
+
+def document(rng: random.Random) -> Document:
+    """Draw a document: 55% stories, 40% chats of up to 4 turns, 5% plain questions."""
+    language = rng.choice(list(LANGUAGES))
+    grammars = GRAMMARS[language]
+    share = rng.random()
+    if share < 0.60:
+        kind = "story" if share < 0.55 else "plain"
+        part = draw(grammars[kind], rng)
+        start = END if rng.random() < 0.5 else ""
+        return Document(language, kind, start + part.text, (part,))
+    system = ""
+    if rng.random() < 0.15:
+        system = turn("system", rng.choice(LANGUAGES[language].SYSTEM))
+    parts = []
+    for _ in range(rng.randint(1, _MAX_TURNS)):
+        kind = "chat_story" if rng.random() < _STORY_TURN else "chat"
+        parts.append(draw(grammars[kind], rng))
+    return Document(
+        language, "chat", system + "".join(part.text for part in parts), tuple(parts)
+    )
+
+
+def entropy(samples: list[Sample], grammar: Grammar) -> float:
+    """Mean of -log p over samples of one grammar, in nats per text.
+
+    Derivations that write the same text are summed, so this is an unbiased estimate of
+    the grammar's true entropy: no model can have a lower expected loss.
+    """
+    return -math.fsum(grammar.logprob(sample.text) for sample in samples) / len(samples)

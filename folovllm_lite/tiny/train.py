@@ -1,0 +1,330 @@
+"""Train the embedded model: `python -m folovllm_lite.tiny.train`.
+
+One command makes the tokenizer, trains the transformer of `folovllm_lite.qwen3` on the
+corpus and writes a checkpoint in Hugging Face layout. The run is a function of its seed
+(on one machine and thread count), can be stopped with Ctrl-C, and goes on with --resume.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from folovllm_lite.model_loader import EMBEDDED_MODEL
+from folovllm_lite.qwen3 import Qwen3, Qwen3Config
+from folovllm_lite.tiny import corpus
+
+VOCAB_SIZE = 2048
+MAX_POSITIONS = 4096
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+# Documents are drawn, sorted by length and cut into batches a chunk at a time. Sorting
+# keeps the padding small: rows of one batch are about equally long.
+_CHUNK = 4096
+
+
+def model_config() -> dict:
+    """config.json of the embedded model: Qwen3 with 3.0 million parameters."""
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "max_position_embeddings": MAX_POSITIONS,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "torch_dtype": "float32",
+    }
+
+
+def train_tokenizer(seed: int, documents: int = 20000) -> Tokenizer:
+    """A byte-level BPE tokenizer with 2,048 entries, learned from the corpus.
+
+    Byte-level means that any text can be encoded: a character that the corpus never
+    showed is spelled out in the 256 byte tokens of its UTF-8 form.
+    """
+    rng = random.Random(f"{seed} tokenizer")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[corpus.END, corpus.TURN, corpus.TURN_END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        min_frequency=8,
+        # 12 bytes: four Chinese characters, or a longish English word.
+        max_token_length=12,
+        show_progress=False,
+    )
+    texts = (corpus.document(rng).text for _ in range(documents))
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": corpus.TURN_END,
+        "pad_token": corpus.END,
+        "additional_special_tokens": [corpus.TURN],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": MAX_POSITIONS,
+    }
+    _write_json(directory / "tokenizer_config.json", settings)
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE + "\n")
+
+
+def save_model(model: Qwen3, directory: Path, about: dict[str, str]) -> None:
+    """Write config.json, generation_config.json and model.safetensors.
+
+    The weights are stored in float16, half the bytes, and computed with in float32, as
+    "torch_dtype" says. The difference is measured by `evaluate` like everything else,
+    since that loads these files. `about` goes into the header of the safetensors file.
+    """
+    _write_json(directory / "config.json", model_config())
+    generation = {"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 0}
+    _write_json(directory / "generation_config.json", generation)
+    tensors = {
+        name: tensor.to(torch.float16).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"  # tied to the embedding
+    }
+    save_file(tensors, directory / "model.safetensors", {"format": "pt", **about})
+
+
+class BatchContext:
+    """An attention context for training: B rows of T tokens, packed to B * T."""
+
+    def __init__(self, rows: int, length: int):
+        self.rows = rows
+        self.positions = torch.arange(length).repeat(rows)  # [B * T]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention within each row; q [B * T, Hq, D] -> [B * T, Hq, D]."""
+        # [B * T, H, D] -> [B, H, T, D]
+        q, k, v = (x.unflatten(0, (self.rows, -1)).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2).flatten(0, 1)
+
+
+def batches(tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[tuple[int, Tensor]]:
+    """Endless batches of about `tokens` tokens: (documents so far, ids [B, T]).
+
+    Rows are padded with -1 on the right. The n-th batch depends on the seed alone.
+    """
+    seen = 0
+    for chunk in range(10**9):
+        rng = random.Random(f"{seed} chunk {chunk}")
+        texts = [corpus.document(rng).text for _ in range(_CHUNK)]
+        rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        # Cut from the longest down, so that a batch's first row is its length.
+        rows.sort(key=len, reverse=True)
+        cut, at = [], 0
+        while at < len(rows):
+            size = max(1, tokens // len(rows[at]))
+            cut.append(rows[at : at + size])
+            at += size
+        rng.shuffle(cut)
+        for batch in cut:
+            seen += len(batch)
+            ids = torch.full((len(batch), len(batch[0])), -1)
+            for row, doc in zip(ids, batch, strict=True):
+                row[: len(doc)] = torch.tensor(doc)
+            yield seen, ids
+
+
+def loss(model: Qwen3, ids: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of the next token over a padded batch [B, T]."""
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    hidden = model(inputs.clamp(min=0).flatten(), BatchContext(*inputs.shape))
+    keep = (targets != -1).flatten()  # the head is a fifth of the work: skip the padding
+    return F.cross_entropy(model.logits(hidden[keep]), targets.flatten()[keep])
+
+
+def initialize(model: Qwen3, seed: int) -> None:
+    """Normal weights of 0.02, less for what writes into the residual stream."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = 2 * model.config.num_layers
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            if weight.dim() == 1:
+                weight.fill_(1.0)
+            else:
+                out = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = 0.02 / math.sqrt(depth) if out else 0.02
+                weight.normal_(0.0, std, generator=generator)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 2% of the steps, then a cosine down to a fiftieth."""
+    warmup = max(1, steps // 50)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def train(
+    directory: Path,
+    *,
+    steps: int,
+    seed: int = 0,
+    batch_tokens: int = 1024,
+    peak: float = 2e-3,
+    resume: bool = False,
+    config: dict | None = None,
+    save_every: int = 500,
+) -> Qwen3:
+    """Train and write the checkpoint to `directory`; also returns the model.
+
+    Args:
+        directory: where the checkpoint and, while it runs, `train_state.pt` go.
+        steps: optimizer steps in all.
+        seed: of the corpus, the tokenizer and the initial weights.
+        batch_tokens: tokens of a batch, padding included.
+        peak: the highest learning rate.
+        resume: continue from `train_state.pt` in `directory`.
+        config: config.json to use instead of the embedded model's.
+        save_every: steps between two saved states.
+    """
+    state_file = directory / "train_state.pt"
+    model = Qwen3(Qwen3Config.from_hf(config or model_config())).train()
+    weights = list(model.parameters())
+    matrices = [w for w in weights if w.dim() > 1]
+    vectors = [w for w in weights if w.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0}],
+        lr=peak,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    start, spent = 0, 0.0
+    if resume:
+        if not state_file.exists():
+            raise FileNotFoundError(f"nothing to resume: {state_file} does not exist")
+        state = torch.load(state_file, weights_only=True)
+        wanted = {"seed": seed, "steps": steps, "batch_tokens": batch_tokens}
+        if state["run"] != wanted:
+            raise ValueError(f"the saved run is {state['run']}, but asked is {wanted}")
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, spent = state["step"], state["seconds"]
+    else:
+        tokenizer = train_tokenizer(seed)
+        save_tokenizer(tokenizer, directory)
+        initialize(model, seed)
+
+    def save(step: int) -> None:
+        seconds = spent + time.perf_counter() - began
+        state = {
+            "run": {"seed": seed, "steps": steps, "batch_tokens": batch_tokens},
+            "step": step,
+            "seconds": seconds,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        partial = state_file.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(state_file)  # never half a file, whenever the power goes
+        about = {"seed": seed, "step": step, "steps": steps, "seconds": round(seconds)}
+        save_model(model, directory, {key: str(value) for key, value in about.items()})
+
+    began, step, average = time.perf_counter(), start, None
+    data = batches(tokenizer, seed, batch_tokens)
+    for _ in range(start):
+        next(data)
+    bar = tqdm(total=steps, initial=start, desc="train", unit="step", mininterval=5)
+    try:
+        while step < steps:
+            documents, ids = next(data)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, peak)
+            value = loss(model, ids)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            now = value.item()
+            average = now if average is None else 0.98 * average + 0.02 * now
+            bar.set_postfix(loss=f"{average:.4f}", documents=documents, refresh=False)
+            bar.update()
+            if step % save_every == 0:
+                save(step)
+    finally:
+        bar.close()
+        save(step)
+    state_file.unlink()
+    return model.eval()
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m folovllm_lite.tiny.train",
+        description="Train the embedded model from nothing, in about an hour on two cores.",
+    )
+    parser.add_argument("--out", type=Path, default=EMBEDDED_MODEL, help="directory to write")
+    parser.add_argument("--steps", type=int, default=12000, help="optimizer steps")
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of a batch")
+    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="of corpus and weights")
+    parser.add_argument("--resume", action="store_true", help="go on where it stopped")
+    args = parser.parse_args(argv)
+    try:
+        train(
+            args.out,
+            steps=args.steps,
+            seed=args.seed,
+            batch_tokens=args.batch_tokens,
+            peak=args.lr,
+            resume=args.resume,
+        )
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped; go on with --resume\n")
+
+
+if __name__ == "__main__":
+    main()
