@@ -96,6 +96,7 @@ class LLM:
             ),
         )
         _refuse_what_is_to_come(config, quantization)
+        self.model_config = model_config
         self.device = get_device(device)
         path = resolve_checkpoint(name)
         self.model = Qwen3.from_pretrained(path, model_config.torch_dtype, self.device)

@@ -1,0 +1,131 @@
+"""How fast the engine is, and how fast a peer is at the same work in the same run.
+
+A tokens-per-second figure alone says little: machines differ, and drift while they are
+measured. So engine and peer take turns on the same prompts, medians are compared, and the
+ratio is what to quote.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from folovllm_lite.engine import LLM
+from folovllm_lite.model_loader import get_model_and_tokenizer
+from folovllm_lite.sampling_params import SamplingParams
+
+
+@dataclass
+class Measured:
+    """What one engine did in each repeat, in seconds."""
+
+    name: str
+    first_token: list[float] = field(default_factory=list)
+    total: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Result:
+    """A benchmark: the work, the machine, and a `Measured` for each engine, ours first."""
+
+    work: str
+    machine: str
+    tokens: int
+    measured: list[Measured]
+
+
+def _prompts(llm: LLM, count: int, tokens: int) -> list[list[int]]:
+    """`count` different prompts of exactly `tokens` token ids."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = llm.model.config.vocab_size
+    # Ids from 10 up: the first few are often special tokens.
+    return torch.randint(10, vocabulary, (count, tokens), generator=generator).tolist()
+
+
+def _wait(device: torch.device) -> None:
+    """A GPU works on after the call has returned: wait, or only the launch is timed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _ours(llm: LLM, prompts: list[list[int]], tokens: int) -> float:
+    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+    _wait(llm.device)
+    began = time.perf_counter()
+    llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    _wait(llm.device)
+    return time.perf_counter() - began
+
+
+def _transformers(model: Any, prompts: list[list[int]], tokens: int) -> float:
+    ids = torch.tensor(prompts, device=model.device)  # equally long: no padding
+    _wait(model.device)
+    began = time.perf_counter()
+    with torch.inference_mode():
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            pad_token_id=0,
+        )
+    _wait(model.device)
+    spent = time.perf_counter() - began
+    if out.shape[1] != ids.shape[1] + tokens:
+        raise RuntimeError(f"the peer generated {out.shape[1] - ids.shape[1]} tokens")
+    return spent
+
+
+def run(llm: LLM, args: argparse.Namespace) -> Result:
+    """Measure `llm`, and `args.peer` if it names one, turn by turn.
+
+    Args:
+        llm: loaded.
+        args: requests, prompt_tokens, max_tokens, repeats, peer.
+    """
+    prompts = _prompts(llm, args.requests, args.prompt_tokens)
+    engines = [(Measured("folovllm_lite"), lambda n: _ours(llm, prompts, n))]
+    if args.peer == "transformers":
+        peer, _ = get_model_and_tokenizer(llm.model_config, llm.device)
+        engines.append((Measured("transformers"), lambda n: _transformers(peer, prompts, n)))
+    for _, work in engines:
+        work(min(4, args.max_tokens))  # the first call pays for what is made only once
+    for _ in tqdm(range(args.repeats), desc="bench", disable=None):
+        for measured, work in engines:
+            measured.first_token.append(work(1))
+            measured.total.append(work(args.max_tokens))
+    device = (
+        torch.cuda.get_device_name(llm.device)
+        if llm.device.type == "cuda"
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    )
+    dtype = str(llm.model.lm_head.weight.dtype).removeprefix("torch.")
+    return Result(
+        work=f"{args.requests} requests of {args.prompt_tokens} tokens, "
+        f"{args.max_tokens} new tokens each, greedy, {dtype}",
+        machine=f"{device}, torch {torch.__version__}",
+        tokens=args.requests * args.max_tokens,
+        measured=[measured for measured, _ in engines],
+    )
+
+
+def report(result: Result) -> str:
+    """The medians as text, and with a peer the ratios (above 1: ours is better)."""
+    lines = [result.work, result.machine, ""]
+    lines.append(f"{'':16}{'first tokens':>14}{'tokens/s':>12}")
+    medians = []
+    for measured in result.measured:
+        first = statistics.median(measured.first_token)
+        speed = result.tokens / statistics.median(measured.total)
+        medians.append((first, speed))
+        lines.append(f"{measured.name:16}{first * 1000:>11.1f} ms{speed:>12.1f}")
+    if len(medians) == 2:
+        (first, speed), (peer_first, peer_speed) = medians
+        lines.append(f"{'ratio':16}{peer_first / first:>13.2f}x{speed / peer_speed:>11.2f}x")
+    return "\n".join(lines)
