@@ -30,6 +30,13 @@ _FAMILIES = {
     "Qwen2ForCausalLM": (False, True, False),
     "LlamaForCausalLM": (False, False, True),
 }
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -84,6 +91,9 @@ class Qwen3Config:
             )
         if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) != 1.0:
             raise ValueError("partial_rotary_factor other than 1.0 is not supported")
+        missing = [name for name in _REQUIRED if hf.get(name) is None]
+        if missing:
+            raise ValueError(f"config.json lacks {', '.join(missing)}")
         heads = hf["num_attention_heads"]
         kv_heads = hf.get("num_key_value_heads") or heads
         if heads % kv_heads:

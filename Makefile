@@ -1,0 +1,80 @@
+# Two commands need nothing but this clone, Python 3.11 or newer, pip and make:
+#
+#     make lab     install into .venv (the first time) and open the tour in JupyterLab
+#     make test    the same install, then every check that this machine can run
+#
+# Variables:
+#     PYTHON=python3.12        the Python that .venv is made from
+#     PY=python                use this Python as it is, with no .venv (conda)
+#     NOTEBOOK=path            what `make lab` opens
+#     LAB_ROOT=folder          what JupyterLab's file browser shows (default: all)
+#     LAB_ARGS="--no-browser"  more arguments for JupyterLab
+#     STEPS="unit notebooks"   the steps of `make test` to run (default: all)
+#     NOTEBOOKS="path ..."     what `make notebooks` runs (default: all)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test notebooks sync lint format clean
+
+NOTEBOOK ?= notebooks/00_tour.ipynb
+LAB_ROOT ?= .
+
+ifneq ($(origin PY),command line)
+PY := .venv/bin/python
+# The stamp's name holds the checksum of the pins and of this folder (a virtual
+# environment doesn't survive a move), so a change of either installs afresh.
+INSTALLED := .venv/installed-$(shell (cat requirements.txt; pwd) | cksum | tr -d ' ')
+endif
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+	@echo "Upkeep: make setup | notebooks (sync, run, save) | sync | lint | format | clean"
+
+setup: $(INSTALLED)
+
+# JupyterLab refuses to run as root (a container, say) unless told to.
+lab: $(INSTALLED)
+	@echo "Opening $(NOTEBOOK) in JupyterLab; Ctrl-C here stops it"
+	@$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) \
+		--ServerApp.root_dir="$(LAB_ROOT)" $(LAB_ARGS) "$(NOTEBOOK)"
+
+test: $(INSTALLED)
+	@$(PY) -m tests.run $(STEPS)
+
+notebooks: $(INSTALLED)
+	@$(PY) -m tests.notebooks.build $(NOTEBOOKS)
+
+sync: $(INSTALLED)
+	@$(PY) -m tests.notebooks.build --sync-only $(NOTEBOOKS)
+
+lint: $(INSTALLED)
+	@$(PY) -m tests.run ruff lint
+
+format: $(INSTALLED)
+	@$(PY) -m ruff check --fix --exit-zero . && $(PY) -m ruff format .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+ifdef INSTALLED
+ifeq (,$(shell $(PY) -c 'print(1)' 2>/dev/null))
+.PHONY: $(INSTALLED)
+endif
+# Where Python comes without ensurepip (Debian's python3 without python3-venv), the
+# pip that came with Python fills the environment from outside.
+$(INSTALLED):
+	@py=; for p in $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14; do \
+		if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+		then py=$$p; break; fi; done; \
+	if [ -z "$$py" ]; then \
+		echo "No Python 3.11 or newer found; try: make PYTHON=/path/to/python3.11" >&2; \
+		exit 1; fi; \
+	echo "Installing $$(grep -c == requirements.txt) packages into .venv" \
+		"with $$($$py --version); once, a few minutes"; \
+	pip="$(PY) -m pip"; \
+	$$py -m venv --clear .venv >/dev/null 2>&1 || { \
+		pip="$$py -m pip --python $(PY)"; \
+		$$py -m venv --clear --without-pip .venv || exit 1; }; \
+	if [ -t 1 ]; then quiet=; else quiet=-qq; fi; \
+	$$pip install $$quiet --disable-pip-version-check -r requirements.txt && touch $@
+endif

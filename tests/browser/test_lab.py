@@ -1,0 +1,179 @@
+"""The first thing a learner does: `make lab`, then Run All in the tour.
+
+JupyterLab is started by the Makefile itself, on a copy of the notebook without its
+outputs, so that whatever is seen was made by this run and the repository stays as it
+was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.notebooks.course import NOTEBOOKS, ROOT, read
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+
+pytestmark = [
+    pytest.mark.skipif(BROWSER is None, reason="no chromium or Chrome was found"),
+    pytest.mark.skipif(shutil.which("make") is None, reason="no make was found"),
+]
+
+START_SECONDS = 120
+RUN_SECONDS = 180
+
+# Settings of the test's own: every cell stays in the page, also when scrolled away,
+# and no question about news lies over the menus.
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+
+
+# Where JupyterLab keeps state, moved so that a learner's own is neither read nor
+# changed.
+PRIVATE = (
+    "JUPYTER_CONFIG_DIR",
+    "JUPYTER_DATA_DIR",
+    "JUPYTER_RUNTIME_DIR",
+    "JUPYTERLAB_WORKSPACES_DIR",
+)
+
+
+def without_outputs(notebook: dict) -> dict:
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell.update(outputs=[], execution_count=None)
+    return notebook
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """Start `make lab` on a notebook; gives a function from notebook to URL."""
+    started = []
+
+    def start(notebook: dict) -> str:
+        path = tmp_path / "lab" / "00_tour.ipynb"
+        path.parent.mkdir()
+        path.write_text(json.dumps(without_outputs(notebook)), encoding="utf-8")
+        for name, values in SETTINGS.items():
+            file = tmp_path / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(values))
+        log = tmp_path / "lab.log"
+        # PY: the Python of this run, whether it lives in .venv or in conda.
+        command = [
+            "make",
+            "lab",
+            f"PY={sys.executable}",
+            f"NOTEBOOK={path}",
+            f"LAB_ROOT={path.parent}",
+            "LAB_ARGS=--no-browser --ServerApp.port_retries=50",
+        ]
+        own = {name: str(tmp_path / name.lower()) for name in PRIVATE}
+        own["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **own},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started.append(process)
+        # The page that sends the browser to the notebook; without --no-browser
+        # JupyterLab opens this very file.
+        opener = "jupyter_runtime_dir/jpserver-file-to-run-*-open.html"
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and process.poll() is None:
+            for file in tmp_path.glob(opener):
+                if address := re.search(r'url=(http[^"]+)"', file.read_text()):
+                    return address[1]
+            time.sleep(0.2)
+        pytest.fail(f"JupyterLab gave no address:\n{log.read_text()[-3000:]}")
+
+    yield start
+    for process in started:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def page(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+        yield page
+        page.screenshot(path=tmp_path / "end.png")
+        print(f"\nscreenshot: {tmp_path / 'end.png'}")
+        browser.close()
+
+
+def run_all(page, url: str, cells: int) -> None:
+    """Open the notebook, choose Run All Cells in the menu, wait for the last count."""
+    page.goto(url)
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
+    # Before the kernel answers, Run All asks which kernel is meant.
+    page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=60_000)
+    page.locator(".lm-MenuBar-item", has_text="Run").first.click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
+    deadline = time.monotonic() + RUN_SECONDS
+    texts: list[str] = []
+    while time.monotonic() < deadline:
+        texts = prompts.all_text_contents()
+        if len(texts) == cells and all(re.match(r"\[\d+\]", text) for text in texts):
+            return
+        page.wait_for_timeout(300)
+    pytest.fail(f"not all of {cells} cells were run in {RUN_SECONDS} s: {texts}")
+
+
+def figure_sizes(page) -> list[tuple[float, float]]:
+    """Width and height on the page of each picture in an output that has loaded."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll(
+               '.jp-OutputArea-output img, .jp-OutputArea-output svg')]
+           .filter(it => it.tagName != 'IMG' || it.complete && it.naturalWidth)
+           .map(it => it.getBoundingClientRect())
+           .map(box => [box.width, box.height])"""
+    )
+
+
+def outputs(page) -> list[str]:
+    return page.locator(".jp-OutputArea-output").all_inner_texts()
+
+
+def code_cells(notebook: dict) -> int:
+    return sum(cell["cell_type"] == "code" for cell in notebook["cells"])
+
+
+def test_the_tour_runs_from_top_to_bottom(lab, page):
+    """A story is written, a figure is drawn, and nothing complains."""
+    path = NOTEBOOKS / "00_tour.ipynb"
+    notebook = read(path)
+    run_all(page, lab(notebook), code_cells(notebook))
+    stderr = page.locator('[data-mime-type="application/vnd.jupyter.stderr"]')
+    assert stderr.all_inner_texts() == []
+    error = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+    assert error.all_inner_texts() == []
+    stories = [text for text in outputs(page) if "Once upon a time" in text]
+    assert stories and max(map(len, stories)) > 200, "no story in the outputs"
+    assert any(width > 200 and height > 100 for width, height in figure_sizes(page))

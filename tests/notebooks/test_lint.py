@@ -1,0 +1,298 @@
+"""The repository's notebooks keep the rules, and every rule bites."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.notebooks.course import notebooks
+from tests.notebooks.lint import HYGIENE, SECTIONS, lint
+from tests.notebooks.made_up import (
+    ERROR,
+    code,
+    lesson_cells,
+    markdown,
+    notebook,
+    prose,
+    stream,
+    tour_cells,
+    write,
+)
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.name)
+def test_notebook_keeps_the_rules(path):
+    problems = lint(path)
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_a_good_lesson_and_a_good_tour_pass(tmp_path):
+    assert lint(write(tmp_path / "03_sampler.ipynb", notebook(lesson_cells()))) == []
+    assert lint(write(tmp_path / "00_tour.ipynb", notebook(tour_cells()))) == []
+
+
+def test_the_tour_may_leave_out_what_a_lesson_needs(tmp_path):
+    problems = lint(write(tmp_path / "03_sampler.ipynb", notebook(tour_cells())))
+    needed = [section for section in SECTIONS if not section.optional]
+    missing = [section.title for section in needed if section.tour is None]
+    for title in missing:
+        assert any(f"section missing: '## {title}'" in text for text in problems)
+
+
+def test_a_solution_keeps_the_hygiene_and_needs_no_sections(tmp_path):
+    path = tmp_path / "solutions" / "03_sampler.ipynb"
+    assert lint(write(path, notebook([code("x = 1")]))) == []
+    assert len(lint(write(path, notebook([code("x = 1" + " " * 90)])))) == 1
+
+
+def find(cells, start):
+    """The index of the cell whose source starts so."""
+    return next(i for i, cell in enumerate(cells) if cell["source"].startswith(start))
+
+
+def on_cells(change):
+    """A breakage that edits the list of cells before they are numbered."""
+
+    def broken():
+        cells = lesson_cells()
+        change(cells)
+        return notebook(cells)
+
+    return broken
+
+
+def on_notebook(change):
+    """A breakage of the finished notebook."""
+
+    def broken():
+        made = notebook(lesson_cells())
+        change(made)
+        return made
+
+    return broken
+
+
+def edit(start, old, new):
+    def change(cells):
+        cell = cells[find(cells, start)]
+        assert old in cell["source"]
+        cell["source"] = cell["source"].replace(old, new)
+
+    return on_cells(change)
+
+
+def drop(start):
+    return on_cells(lambda cells: cells.pop(find(cells, start)))
+
+
+def add(cell, before="## Plug in"):
+    return on_cells(lambda cells: cells.insert(find(cells, before), cell))
+
+
+def html(text):
+    return {"output_type": "display_data", "metadata": {}, "data": {"text/html": text}}
+
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+IGNORED = "# the clock\n# NBVAL_IGNORE_OUTPUT\nx = 1"
+
+# What is broken, and words of the message that must come of it.
+BROKEN = {
+    "widget state": (
+        on_notebook(lambda made: made["metadata"].update(widgets={})),
+        "widget state",
+    ),
+    "another kernel": (
+        on_notebook(
+            lambda made: made["metadata"].update(kernelspec={"name": "my-env"})
+        ),
+        "the metadata isn't",
+    ),
+    "an old format": (
+        on_notebook(lambda made: made.update(nbformat_minor=4)),
+        "format isn't 4.5",
+    ),
+    "timings in a cell": (
+        on_notebook(lambda made: made["cells"][3]["metadata"].update(execution={})),
+        "metadata ['execution']",
+    ),
+    "no id": (
+        on_notebook(lambda made: made["cells"][3].pop("id")),
+        "cell 3 has no id",
+    ),
+    "one id twice": (
+        on_notebook(lambda made: made["cells"][3].update(id="cell-01")),
+        "an earlier cell has this id",
+    ),
+    "a cell not run": (
+        on_notebook(lambda made: made["cells"][3].update(execution_count=None)),
+        "count None, not 1",
+    ),
+    "cells run out of order": (
+        on_notebook(lambda made: made["cells"][5].update(execution_count=7)),
+        "count 7, not 2",
+    ),
+    "an output of an earlier run": (
+        add(code("x", outputs=({**html("1"), "execution_count": 99},))),
+        "its output has another count",
+    ),
+    "an empty cell": (add(code("")), "is empty"),
+    "stderr": (
+        add(code("x = 1", outputs=(stream("UserWarning: old\n", "stderr"),))),
+        "UserWarning: old",
+    ),
+    "an error nobody announced": (
+        add(code("1 / 0", outputs=(ERROR,))),
+        "ends in an error",
+    ),
+    "a stub that raises nothing": (
+        add(code("x = 1", "raises-exception")),
+        "raises nothing",
+    ),
+    "a widget view": (
+        add(code("x", outputs=({**html("w"), "data": {VIEW: {}}},))),
+        "stores a widget view",
+    ),
+    "a marker with its reason behind it": (
+        add(code("# why\n# NBVAL_IGNORE_OUTPUT: the clock\nx = 1")),
+        "is no marker",
+    ),
+    "a marker in lower case": (
+        add(code("# why\n# nbval_ignore_output\nx = 1")),
+        "is no marker",
+    ),
+    "a marker after code": (
+        add(code("# why\nx = 1  # NBVAL_IGNORE_OUTPUT")),
+        "is no marker",
+    ),
+    "a marker of an older nbval": (
+        add(code("# why\n# PYTEST_VALIDATE_IGNORE_OUTPUT\nx = 1")),
+        "is no marker",
+    ),
+    "a marker without a reason": (
+        add(code("# NBVAL_IGNORE_OUTPUT\nx = 1")),
+        "say why",
+    ),
+    "a tag misspelt": (add(code("x = 1", "raise-exception")), "unknown tag"),
+    "too much ignored": (
+        on_cells(lambda cells: cells.extend(code(IGNORED) for _ in range(3))),
+        "3 cells are ignored or skipped",
+    ),
+    "a remote image in markdown": (
+        add(markdown("![map](https://example.org/map.png)")),
+        "remote image",
+    ),
+    "a remote image in HTML": (
+        add(markdown('<img width="9" src="//example.org/map.png">')),
+        "remote image",
+    ),
+    "a remote image in an output": (
+        add(code("x", outputs=(html("<img src='http://example.org/a.png'>"),))),
+        "remote image",
+    ),
+    "a dead link": (add(markdown("[see](../docs/gone.md)")), "isn't there"),
+    "a long line": (add(code("x = 1  # " + "." * 80)), "has 89 columns"),
+    "a large notebook": (
+        add(code("x", outputs=(stream("." * 400_000),))),
+        "at most 400",
+    ),
+    "no title": (drop("# 03"), "title card"),
+    "no minutes": (edit("# 03", "30 minutes", "soon"), "how long it takes"),
+    "two goals": (edit("## Goals", "- say what it costs", ""), "lists 2 goals"),
+    "six goals": (edit("## Goals", "- draw", "- a\n- b\n- c\n- draw"), "lists 6 goals"),
+    "no setup cell": (drop("import torch"), "the cell with the imports"),
+    "no seed": (edit("import torch", "torch.manual_seed(0);", ""), "sets the seed"),
+    "a short why": (edit("## Why", prose(10), prose(2)), "150 to 300"),
+    "a long why": (edit("## Why", prose(150), prose(301)), "150 to 300"),
+    "a why that measures nothing": (drop("print(2 + 2)"), "Why measures"),
+    "no picture": (drop("x = 1"), "drawn by code"),
+    "nothing by hand": (drop("x = 2"), "small enough to print"),
+    "no question": (edit("## By hand", "?", "."), "question to predict"),
+    "no final cell": (drop("def draw"), "Build ends in cells tagged pkg"),
+    "a long build cell": (
+        edit("def naive", "return 0", "return 0\n" + "x = 1\n" * 30),
+        "at most 30",
+    ),
+    "a build cell without prose": (
+        edit("## Build", prose(40), prose(10)),
+        "40 to 120",
+    ),
+    "two build cells in a row": (add(code("x = 7"), "def draw"), "follows 0 words"),
+    "nothing proved": (drop("from folovllm_lite import checks\nchecks.s"), "Prove it"),
+    "nothing plugged in": (drop("x = 3"), "Plug in has no code"),
+    "nothing counted": (drop("x = 4"), "Cost has no code"),
+    "no file of vLLM": (edit("## In vLLM", "vllm/", ""), "names the file"),
+    "two exercises": (drop("### Exercise 2"), "2 exercises"),
+    "no hints": (edit("### Exercise 1", "<details>", ""), "no hints"),
+    "no stub": (
+        on_notebook(
+            lambda made: [
+                cell.update(metadata={}, outputs=[])
+                for cell in made["cells"]
+                if cell["source"].startswith(("def pick", "from folovllm_lite"))
+            ]
+        ),
+        "exercise 1 has no stub",
+    ),
+    "nobody judges": (
+        on_cells(
+            lambda cells: [
+                cell.update(source="x = 5")
+                for cell in cells
+                if cell["source"].endswith("checks.sampler(pick)")
+            ]
+        ),
+        "no checks call",
+    ),
+    "answers in the open": (edit("## Recap", "<details>", ""), "0 folded answers"),
+    "no way on": (edit("## Recap", ".ipynb", ""), "links to the next"),
+    "a section of its own": (add(markdown("## By the way")), "is no section"),
+    "sections swapped": (
+        on_cells(
+            lambda cells: cells.insert(
+                find(cells, "## Goals"), cells.pop(find(cells, "## Cost"))
+            )
+        ),
+        "comes after",
+    ),
+    "a section missing": (drop("## Cost"), "section missing: '## Cost'"),
+    "skipped outside its section": (
+        add(code("x = 1", "nbval-skip")),
+        "outside 'On a GPU'",
+    ),
+    "an empty GPU section": (
+        on_cells(lambda cells: cells.append(markdown("## On a GPU"))),
+        "On a GPU has no code",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_rule_bites(tmp_path, name):
+    make, message = BROKEN[name]
+    problems = lint(write(tmp_path / "03_sampler.ipynb", make()))
+    assert any(message in problem for problem in problems), problems
+    assert all(problem.startswith("03_sampler.ipynb: ") for problem in problems)
+
+
+def test_every_rule_has_a_breakage():
+    """So that a rule added later comes with the notebook that it refuses."""
+    import ast
+    import inspect
+
+    from tests.notebooks import lint as module
+
+    tree = ast.parse(inspect.getsource(module))
+    yields = sum(isinstance(node, ast.Yield) for node in ast.walk(tree))
+    assert len(BROKEN) >= yields, f"{yields} messages, {len(BROKEN)} breakages"
+    assert len(HYGIENE) == 8
+
+
+def test_a_name_outside_the_course(tmp_path):
+    (problem,) = lint(write(tmp_path / "99_extra.ipynb", notebook([code("x = 1")])))
+    assert "no notebook of the course has this name" in problem
+
+
+def test_tour_setup_needs_imports(tmp_path):
+    cells = [cell for cell in tour_cells() if "import" not in cell["source"]]
+    (problem,) = lint(write(tmp_path / "00_tour.ipynb", notebook(cells)))
+    assert "the cell with the imports" in problem
