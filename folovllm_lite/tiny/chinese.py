@@ -37,7 +37,7 @@ def _children() -> Lexicon:
     boys = "小明 小刚 小华 小强 乐乐 豆豆 壮壮 小军 明明 小虎".split()
     pairs = zip(boys, girls, strict=True)
     entries = [Entry(n, f) for pair in pairs for n, f in zip(pair, (HE, SHE), strict=True)]
-    return Lexicon(entries, coin=_NAMES, coined=0.15)
+    return Lexicon(entries, coin=_NAMES, coined=0.25)
 
 
 def _sums(sign: str) -> Lexicon:

@@ -48,7 +48,7 @@ def _children() -> Lexicon:
     boys = "Tom Ben Max Sam Leo Jack Tim Finn Dan Noah Bob Oscar".split()
     pairs = zip(girls, boys, strict=True)
     entries = [Entry(n, f) for pair in pairs for n, f in zip(pair, (SHE, HE), strict=True)]
-    return Lexicon(entries, coin=_NAMES, coined=0.15)
+    return Lexicon(entries, coin=_NAMES, coined=0.25)
 
 
 def _sums(sign: str) -> Lexicon:

@@ -6,6 +6,7 @@ corpus and writes a checkpoint in Hugging Face layout. The run is a function of 
 """
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from folovllm_lite.model_loader import EMBEDDED_MODEL
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
 from folovllm_lite.tiny import corpus
 
-VOCAB_SIZE = 2048
+VOCAB_SIZE = 1536
 MAX_POSITIONS = 4096
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -39,7 +40,7 @@ _CHUNK = 4096
 
 
 def model_config() -> dict:
-    """config.json of the embedded model: Qwen3 with 3.0 million parameters."""
+    """config.json of the embedded model: Qwen3 with 2.8 million parameters."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -70,22 +71,27 @@ def model_config() -> dict:
 
 
 def train_tokenizer(seed: int, documents: int = 20000) -> Tokenizer:
-    """A byte-level BPE tokenizer with 2,048 entries, learned from the corpus.
+    """A byte-level BPE tokenizer with 1,536 entries, learned from the corpus.
 
     Byte-level means that any text can be encoded: a character that the corpus never
     showed is spelled out in the 256 byte tokens of its UTF-8 form.
     """
     rng = random.Random(f"{seed} tokenizer")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Chinese has no spaces, so merges would run across words and glue a name to what
+    # follows it; each character by itself stays the same token wherever it stands.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
         special_tokens=[corpus.END, corpus.TURN, corpus.TURN_END],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         min_frequency=8,
-        # 12 bytes: four Chinese characters, or a longish English word.
-        max_token_length=12,
         show_progress=False,
     )
     texts = (corpus.document(rng).text for _ in range(documents))
@@ -124,7 +130,9 @@ def save_model(model: Qwen3, directory: Path, about: dict[str, str]) -> None:
         for name, tensor in model.state_dict().items()
         if name != "lm_head.weight"  # tied to the embedding
     }
-    save_file(tensors, directory / "model.safetensors", {"format": "pt", **about})
+    weights = directory / "model.safetensors"
+    save_file(tensors, weights, {"format": "pt", **about})
+    weights.chmod(0o644)  # save_file leaves it to its owner alone
 
 
 class BatchContext:
@@ -142,13 +150,12 @@ class BatchContext:
         return out.transpose(1, 2).flatten(0, 1)
 
 
-def batches(tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[tuple[int, Tensor]]:
-    """Endless batches of about `tokens` tokens: (documents so far, ids [B, T]).
+def batches(tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[Tensor]:
+    """Endless batches of about `tokens` tokens, ids [B, T], padded with -1 on the right.
 
-    Rows are padded with -1 on the right. The n-th batch depends on the seed alone.
+    The n-th batch depends on the arguments alone.
     """
-    seen = 0
-    for chunk in range(10**9):
+    for chunk in itertools.count():
         rng = random.Random(f"{seed} chunk {chunk}")
         texts = [corpus.document(rng).text for _ in range(_CHUNK)]
         rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
@@ -161,11 +168,10 @@ def batches(tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[tuple[int,
             at += size
         rng.shuffle(cut)
         for batch in cut:
-            seen += len(batch)
             ids = torch.full((len(batch), len(batch[0])), -1)
             for row, doc in zip(ids, batch, strict=True):
                 row[: len(doc)] = torch.tensor(doc)
-            yield seen, ids
+            yield ids
 
 
 def loss(model: Qwen3, ids: Tensor) -> Tensor:
@@ -205,7 +211,7 @@ def train(
     steps: int,
     seed: int = 0,
     batch_tokens: int = 1024,
-    peak: float = 2e-3,
+    peak: float = 4e-3,
     resume: bool = False,
     config: dict | None = None,
     save_every: int = 500,
@@ -223,6 +229,7 @@ def train(
         save_every: steps between two saved states.
     """
     state_file = directory / "train_state.pt"
+    identity = {"seed": seed, "steps": steps, "batch_tokens": batch_tokens, "lr": peak}
     model = Qwen3(Qwen3Config.from_hf(config or model_config())).train()
     weights = list(model.parameters())
     matrices = [w for w in weights if w.dim() > 1]
@@ -238,9 +245,8 @@ def train(
         if not state_file.exists():
             raise FileNotFoundError(f"nothing to resume: {state_file} does not exist")
         state = torch.load(state_file, weights_only=True)
-        wanted = {"seed": seed, "steps": steps, "batch_tokens": batch_tokens}
-        if state["run"] != wanted:
-            raise ValueError(f"the saved run is {state['run']}, but asked is {wanted}")
+        if state["run"] != identity:
+            raise ValueError(f"the saved run is {state['run']}, but asked is {identity}")
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -253,7 +259,7 @@ def train(
     def save(step: int) -> None:
         seconds = spent + time.perf_counter() - began
         state = {
-            "run": {"seed": seed, "steps": steps, "batch_tokens": batch_tokens},
+            "run": identity,
             "step": step,
             "seconds": seconds,
             "model": model.state_dict(),
@@ -262,7 +268,7 @@ def train(
         partial = state_file.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(state_file)  # never half a file, whenever the power goes
-        about = {"seed": seed, "step": step, "steps": steps, "seconds": round(seconds)}
+        about = {**identity, "step": step, "seconds": round(seconds)}
         save_model(model, directory, {key: str(value) for key, value in about.items()})
 
     began, step, average = time.perf_counter(), start, None
@@ -272,10 +278,9 @@ def train(
     bar = tqdm(total=steps, initial=start, desc="train", unit="step", mininterval=5)
     try:
         while step < steps:
-            documents, ids = next(data)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, peak)
-            value = loss(model, ids)
+            value = loss(model, next(data))
             value.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
@@ -283,7 +288,7 @@ def train(
             step += 1
             now = value.item()
             average = now if average is None else 0.98 * average + 0.02 * now
-            bar.set_postfix(loss=f"{average:.4f}", documents=documents, refresh=False)
+            bar.set_postfix(loss=f"{average:.4f}", refresh=False)
             bar.update()
             if step % save_every == 0:
                 save(step)
@@ -305,9 +310,9 @@ def main(argv: list[str] | None = None) -> None:
         description="Train the embedded model from nothing, in about an hour on two cores.",
     )
     parser.add_argument("--out", type=Path, default=EMBEDDED_MODEL, help="directory to write")
-    parser.add_argument("--steps", type=int, default=12000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=15000, help="optimizer steps")
     parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of a batch")
-    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--lr", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of corpus and weights")
     parser.add_argument("--resume", action="store_true", help="go on where it stopped")
     args = parser.parse_args(argv)
