@@ -96,7 +96,7 @@ def run(llm: LLM, args: argparse.Namespace) -> Result:
         engines.append((Measured("transformers"), lambda n: _transformers(peer, prompts, n)))
     for _, work in engines:
         work(min(4, args.max_tokens))  # the first call pays for what is made only once
-    for _ in tqdm(range(args.repeats), desc="bench", disable=None):
+    for _ in tqdm(range(args.repeats), desc="bench"):
         for measured, work in engines:
             measured.first_token.append(work(1))
             measured.total.append(work(args.max_tokens))

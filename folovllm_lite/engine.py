@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from folovllm_lite.config import (
     CacheConfig,
@@ -136,7 +136,7 @@ class LLM:
             prompts: one or a list of: a string, {"prompt": string},
                 {"prompt_token_ids": ids}.
             sampling_params: one for all, or one for each; None is `SamplingParams()`.
-            use_tqdm: show a progress bar.
+            use_tqdm: show a progress bar if there are several prompts.
 
         Raises:
             TypeError, ValueError: before anything is generated, for the first prompt
@@ -215,8 +215,9 @@ class LLM:
 
     def _run(self, requests: list[Request], use_tqdm: bool) -> list[RequestOutput]:
         outputs, tokens, began = [], 0, time.perf_counter()
-        # None leaves the switch to TQDM_DISABLE and to whether anyone sees the bar.
-        bar = tqdm(requests, desc="prompts", disable=None if use_tqdm else True)
+        # Left out unless it is True: any value given here would overrule TQDM_DISABLE.
+        quiet = {} if use_tqdm and len(requests) > 1 else {"disable": True}
+        bar = tqdm(requests, desc="prompts", **quiet)
         for request in bar:
             job = self._generation(request)
             while not job.finished:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from folovllm_lite.config import ModelConfig
 from folovllm_lite.utils import get_device
@@ -110,7 +110,8 @@ def weight_files(path: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: no weights, or a shard that the index names is missing.
-        ValueError: only pickles, which can run code when they are opened.
+        ValueError: only pickles, which can run code when they are opened; or several
+            files and no index.
     """
     index = path / "model.safetensors.index.json"
     if index.is_file():
@@ -120,6 +121,13 @@ def weight_files(path: Path) -> list[Path]:
             raise FileNotFoundError(f"{path}: shards {', '.join(missing)} are missing")
         return [path / name for name in names]
     files = sorted(path.glob("*.safetensors"))
+    if path / "model.safetensors" in files:
+        return [path / "model.safetensors"]
+    if len(files) > 1:
+        raise ValueError(
+            f"{path} holds {', '.join(file.name for file in files)}, but no index says which "
+            "of them is the model: model.safetensors.index.json is missing"
+        )
     if files:
         return files
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
@@ -135,12 +143,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Fill every parameter and buffer of `model` from the checkpoint in `path`.
 
     Tensors are read one at a time and cast to the parameter's dtype and device. A tied
-    head may stand in the file a second time; it is then left out.
+    head may stand in the file a second time, if it holds the same numbers.
 
     Raises:
         FileNotFoundError: see `weight_files`.
-        ValueError: one message that lists all tensors that are missing, unexpected or of
-            another shape or kind; or a file that is cut off.
+        ValueError: one message that lists all tensors that are missing, unexpected, there
+            twice or of another shape or kind; or a file that is cut off.
     """
     files = weight_files(path)
     wanted = model.state_dict(keep_vars=True)
@@ -149,14 +157,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
     aliases = {
         name for name, tensor in wanted.items() if owners.setdefault(id(tensor), name) != name
     }
-    problems, seen = [], set()
+    problems, seen, copies = [], set(), {}
     total = sum(file.stat().st_size for file in files)
     bar = tqdm(
         total=total,
         desc="loading",
         unit="B",
         unit_scale=True,
-        disable=True if total < _SHOW_PROGRESS else None,
+        **({} if total >= _SHOW_PROGRESS else {"disable": True}),
     )
     with bar, torch.no_grad():
         for file in files:
@@ -166,17 +174,25 @@ def load_weights(model: nn.Module, path: Path) -> None:
                         if name not in wanted:
                             problems.append(f"unexpected: {name}")
                             continue
+                        if name in seen:
+                            problems.append(f"twice: {name}")
                         seen.add(name)
                         tensor = tensors.get_tensor(name)
                         bar.update(tensor.nbytes)
                         problem = _misfit(name, tensor, wanted[name])
                         if problem:
                             problems.append(problem)
-                        elif name not in aliases:
+                        elif name in aliases:
+                            copies[name] = tensor
+                        else:
                             wanted[name].copy_(tensor)
             except SafetensorError as error:
                 raise ValueError(f"{file} can't be read, is it cut off? {error}") from None
     problems += [f"missing: {n}" for n in wanted if n not in seen and n not in aliases]
+    for name, tensor in copies.items():
+        if not torch.equal(tensor.to(wanted[name]), wanted[name]):
+            owner = owners[id(wanted[name])]
+            problems.append(f"not tied: {name} differs from {owner}, but the config ties them")
     if problems:
         raise ValueError(
             f"the weights in {path} don't fit the model:\n  " + "\n  ".join(sorted(problems))
@@ -221,6 +237,7 @@ class ModelLoader:
             path,
             dtype=self.model_config.torch_dtype or checkpoint_dtype(hf_config),
             trust_remote_code=self.model_config.trust_remote_code,
+            use_safetensors=True,
         )
         return model.to(device).eval()
 

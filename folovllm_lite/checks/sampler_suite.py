@@ -1,0 +1,422 @@
+"""What has to be true of the sampler (notebook 03): the sampling contract, line by line."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from folovllm_lite import sampler as package
+from folovllm_lite.checks.harness import Suite, expect, expect_error, fail, plain
+from folovllm_lite.sampler import SamplingRow
+from folovllm_lite.sampling_params import SamplingParams
+
+_SUITE = Suite(package)
+_DRAWS = 4000
+
+
+def sampler(pieces: Any = None, /, **named: Any) -> None:
+    """Judge the sampler's functions: all of a module, or some of them by name.
+
+    `checks.sampler(apply_top_k=mine)` judges one function. Functions that aren't given are
+    the package's. Raises CheckFailed at the end if a property doesn't hold.
+    """
+    _SUITE.run(pieces, **named)
+
+
+def _logits(*rows: list[float]) -> Tensor:
+    """Logits [N, V] whose softmax is proportional to the given weights."""
+    return torch.tensor(rows, dtype=torch.float32).log()
+
+
+def _column(*values: float) -> Tensor:
+    return torch.tensor(values).unsqueeze(-1)  # [N, 1]
+
+
+def _row(prompt=(), output=(), stop=(), seed=None, **params: Any) -> SamplingRow:
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return SamplingRow(
+        SamplingParams(**params), list(prompt), list(output), tuple(stop), generator
+    )
+
+
+def _kept(logits: Tensor) -> list[list[int]]:
+    """Per row the ids that were not removed."""
+    return [[i for i, x in enumerate(row) if x > -math.inf] for row in logits.tolist()]
+
+
+def _weights(logits: Tensor) -> str:
+    return str(plain(logits.exp()))
+
+
+# ----- filters
+
+
+@_SUITE.property("apply_min_p", hint="compare with min_p times the largest probability of the row")
+def _min_p_threshold(p: SimpleNamespace) -> None:
+    """min_p keeps the tokens at least min_p times as likely as the row's likeliest."""
+    for weights, min_p, kept in (
+        ([4, 2], 0.6, [0]),
+        ([4, 2], 0.4, [0, 1]),
+        ([1, 2, 4], 0.4, [1, 2]),
+        ([1, 1, 1, 1], 0.9, [0, 1, 2, 3]),
+        ([8, 4, 2, 1], 0.3, [0, 1]),
+    ):
+        got = p.apply_min_p(_logits(weights), _column(min_p))
+        expect(f"weights {weights}, min_p {min_p}: kept ids", _kept(got), [kept])
+
+
+@_SUITE.property("apply_min_p", hint="log(0) is -inf: does your comparison survive that?")
+def _min_p_zero(p: SimpleNamespace) -> None:
+    """min_p 0 removes nothing, and each row of a batch has its own min_p."""
+    got = p.apply_min_p(_logits([8, 1], [8, 1]), _column(0.0, 0.5))
+    given = "two rows of weights [8, 1], min_p 0 and 0.5: kept ids"
+    expect(given, _kept(got), [[0, 1], [0]])
+
+
+@_SUITE.property("apply_top_k", hint="sort, and look at ranks instead of values")
+def _top_k_exact(p: SimpleNamespace) -> None:
+    """top_k keeps exactly the k likeliest tokens."""
+    for weights, k, kept in (
+        ([1, 2], 1, [1]),
+        ([3, 1, 2], 2, [0, 2]),
+        ([1, 2, 3, 4], 3, [1, 2, 3]),
+    ):
+        got = p.apply_top_k(_logits(weights), _column(k))
+        expect(f"weights {weights}, top_k {k}: kept ids", _kept(got), [kept])
+
+
+@_SUITE.property(
+    "apply_top_k",
+    hint="comparing with the k-th value keeps every token that equals it; a stable sort knows "
+    "which came first",
+)
+def _top_k_ties(p: SimpleNamespace) -> None:
+    """Of equally likely tokens, top_k keeps those with the lower ids, and never more than k."""
+    for weights, k, kept in (
+        ([1, 1], 1, [0]),
+        ([1, 2, 2, 2], 2, [1, 2]),
+        ([2, 1, 2, 1, 1], 3, [0, 1, 2]),
+        ([1] * 40, 20, list(range(20))),
+    ):
+        got = p.apply_top_k(_logits(weights), _column(k))
+        expect(f"weights {weights}, top_k {k}: kept ids", _kept(got), [kept])
+
+
+@_SUITE.property("apply_top_k", hint="-1 switches it off, and k may be larger than the vocabulary")
+def _top_k_all(p: SimpleNamespace) -> None:
+    """top_k -1, or a k of the vocabulary's size or more, keeps everything."""
+    for k in (-1, 3, 4, 1000):
+        got = p.apply_top_k(_logits([1, 3, 2]), _column(k))
+        expect(f"weights [1, 3, 2], top_k {k}: kept ids", _kept(got), [[0, 1, 2]])
+
+
+@_SUITE.property("apply_top_k", hint="one k for the whole batch is not enough")
+def _top_k_rows(p: SimpleNamespace) -> None:
+    """Each row of a batch has its own top_k."""
+    got = p.apply_top_k(_logits([1, 2, 3], [3, 2, 1], [1, 2, 3]), _column(1, 2, -1))
+    expect("three rows, top_k 1, 2, -1: kept ids", _kept(got), [[2], [0, 1], [0, 1, 2]])
+
+
+@_SUITE.property(
+    "apply_top_p", hint="a token goes when those before it reach top_p, not when it does itself"
+)
+def _top_p_crossing(p: SimpleNamespace) -> None:
+    """top_p keeps the smallest set that reaches it; the token that crosses the line stays."""
+    for weights, top_p, kept in (
+        ([3, 1], 0.5, [0]),
+        ([3, 1], 0.8, [0, 1]),
+        ([1, 4, 3], 0.55, [1, 2]),
+        ([5, 3, 1, 1], 0.85, [0, 1, 2]),
+        ([2, 1, 4, 1], 0.7, [0, 2]),
+    ):
+        got = p.apply_top_p(_logits(weights), _column(top_p))
+        expect(f"weights {weights}, top_p {top_p}: kept ids", _kept(got), [kept])
+
+
+@_SUITE.property("apply_top_p", hint="nothing stands before the first token of the ranking")
+def _top_p_one(p: SimpleNamespace) -> None:
+    """However small top_p is, the likeliest token stays, the lower id of two."""
+    for weights in ([1, 5, 1], [2, 2, 1]):
+        got = p.apply_top_p(_logits(weights), _column(1e-6))
+        best = weights.index(max(weights))
+        expect(f"weights {weights}, top_p 0.000001: kept ids", _kept(got), [[best]])
+
+
+@_SUITE.property(
+    "apply_top_p", hint="a rounded cumulative sum can reach 1 early: leave rows with 1 alone"
+)
+def _top_p_off(p: SimpleNamespace) -> None:
+    """top_p 1 keeps everything, down to the least likely token, row by row."""
+    weights = [1.0, *[1e-9] * 50]
+    got = p.apply_top_p(_logits(weights, weights), _column(1.0, 0.5))
+    given = "two rows of weights [1, 50 times 1e-9], top_p 1 and 0.5: how many are kept"
+    expect(given, [len(row) for row in _kept(got)], [51, 1])
+
+
+@_SUITE.property("apply_min_p", "apply_top_k", "apply_top_p", hint="use masked_fill, not indexing")
+def _filters_only_remove(p: SimpleNamespace) -> None:
+    """A filter sets what it removes to -inf, leaves the rest, and its input, as they were."""
+    for name, value in (("apply_min_p", 0.6), ("apply_top_k", 2), ("apply_top_p", 0.6)):
+        logits = _logits([1, 4, 3])
+        before = logits.clone()
+        got = getattr(p, name)(logits, _column(value))
+        expect(f"{name}: the logits that were passed in, afterwards", logits, before)
+        left = _kept(got)[0]
+        expect(f"{name}: the logits that are kept", got[0, left], before[0, left])
+
+
+# ----- penalties and stop tokens
+
+
+@_SUITE.property("apply_penalties", hint="dividing a negative logit makes it likelier")
+def _repetition(p: SimpleNamespace) -> None:
+    """The repetition penalty divides positive logits and multiplies negative ones."""
+    got = p.apply_penalties(
+        torch.tensor([[2.0, -2.0, 2.0]]), [_row(prompt=[0, 1], repetition_penalty=2.0)]
+    )
+    expect("logits [2, -2, 2], seen 0 and 1, penalty 2", got, [[1.0, -4.0, 2.0]])
+
+
+@_SUITE.property("apply_penalties", hint="make a set of the ids first")
+def _repetition_once(p: SimpleNamespace) -> None:
+    """Repetition counts prompt and output, and each token once however often it stands there."""
+    got = p.apply_penalties(
+        torch.tensor([[4.0, 4.0, 4.0]]),
+        [_row(prompt=[0, 0], output=[0, 1], repetition_penalty=2.0)],
+    )
+    expect("logits [4, 4, 4], prompt [0, 0], output [0, 1], penalty 2", got, [[2.0, 2.0, 4.0]])
+
+
+@_SUITE.property("apply_penalties", hint="presence asks whether, frequency asks how often")
+def _frequency(p: SimpleNamespace) -> None:
+    """Frequency subtracts once per occurrence in the output, presence once per token."""
+    for params, wanted in (
+        ({"presence_penalty": 1.0}, [-1.0, -1.0, 0.0]),
+        ({"frequency_penalty": 1.0}, [-2.0, -1.0, 0.0]),
+        ({"frequency_penalty": 1.0, "presence_penalty": 0.5}, [-2.5, -1.5, 0.0]),
+    ):
+        got = p.apply_penalties(torch.zeros(1, 3), [_row(output=[0, 1, 0], **params)])
+        expect(f"logits [0, 0, 0], output [0, 1, 0], {params}", got, [wanted])
+
+
+@_SUITE.property("apply_penalties", hint="which ids does each penalty look at?")
+def _output_only(p: SimpleNamespace) -> None:
+    """Frequency and presence don't look at the prompt."""
+    got = p.apply_penalties(
+        torch.zeros(1, 2),
+        [_row(prompt=[0, 1], output=[1], frequency_penalty=1.0, presence_penalty=1.0)],
+    )
+    expect("logits [0, 0], prompt [0, 1], output [1], both 1", got, [[0.0, -2.0]])
+
+
+@_SUITE.property("apply_penalties", hint="clone before you write; write to one row")
+def _penalties_stay(p: SimpleNamespace) -> None:
+    """A penalty changes its own row only, and not the logits that were passed in."""
+    logits = torch.ones(2, 2)
+    row = _row(output=[0], repetition_penalty=2.0, presence_penalty=0.25)
+    got = p.apply_penalties(logits, [_row(output=[0]), row])
+    expect("two rows of [1, 1], penalties in the second", got, [[1.0, 1.0], [0.25, 1.0]])
+    expect("the logits that were passed in, afterwards", logits, [[1.0, 1.0], [1.0, 1.0]])
+
+
+@_SUITE.property("mask_stop_tokens", hint="with min_tokens 2, may the second token be a stop?")
+def _min_tokens(p: SimpleNamespace) -> None:
+    """A stop token can't be chosen before min_tokens other tokens were."""
+    for made, kept in ((0, [0, 2]), (1, [0, 2]), (2, [0, 1, 2]), (3, [0, 1, 2])):
+        row = _row(output=[0] * made, stop=[1], min_tokens=2)
+        got = p.mask_stop_tokens(torch.zeros(1, 3), [row])
+        expect(f"min_tokens 2, stop token 1, {made} generated: kept ids", _kept(got), [kept])
+
+
+@_SUITE.property("mask_stop_tokens", hint="mask the row's own stop tokens, in a copy")
+def _min_tokens_rows(p: SimpleNamespace) -> None:
+    """Each row masks all of its own stop tokens and leaves its neighbours alone."""
+    logits = torch.zeros(2, 3)
+    got = p.mask_stop_tokens(
+        logits, [_row(stop=[0, 2], min_tokens=1), _row(stop=[1], min_tokens=0)]
+    )
+    given = "rows with stop tokens [0, 2] and [1], min_tokens 1 and 0: kept ids"
+    expect(given, _kept(got), [[1], [0, 1, 2]])
+    expect("the logits that were passed in, afterwards", _kept(logits), [[0, 1, 2]] * 2)
+
+
+# ----- the order
+
+
+@_SUITE.property("filter_logits", hint="penalties act on the raw logits, then comes temperature")
+def _penalties_first(p: SimpleNamespace) -> None:
+    """Penalties come before temperature."""
+    row = _row(output=[0], presence_penalty=1.0, temperature=0.5)
+    expect(
+        "logits [3, 1], output [0], presence_penalty 1, temperature 0.5",
+        p.filter_logits(torch.tensor([[3.0, 1.0]]), [row]),
+        [[4.0, 2.0]],
+    )
+
+
+@_SUITE.property("filter_logits", hint="the filters look at the distribution that is drawn from")
+def _temperature_first(p: SimpleNamespace) -> None:
+    """Temperature comes before min_p and top_p."""
+    for name, value in (("min_p", 0.3), ("top_p", 0.7)):
+        row = _row(temperature=0.5, **{name: value})
+        got = p.filter_logits(_logits([2, 1]), [row])
+        given = f"weights [2, 1], temperature 0.5 (so [4, 1]), {name} {value}: kept ids"
+        expect(given, _kept(got), [[0]])
+
+
+@_SUITE.property("filter_logits", hint="top_p sees the survivors of top_k, renormalised")
+def _top_k_first(p: SimpleNamespace) -> None:
+    """top_k comes before top_p, which looks at what top_k left, renormalised."""
+    got = p.filter_logits(_logits([4, 3, 2, 2]), [_row(top_k=2, top_p=0.5)])
+    given = "weights [4, 3, 2, 2], top_k 2 (so 4/7 and 3/7), top_p 0.5: kept ids"
+    expect(given, _kept(got), [[0]])
+
+
+@_SUITE.property("filter_logits", hint="min_p first, then top_k, then top_p")
+def _min_p_first(p: SimpleNamespace) -> None:
+    """min_p comes before top_p, which looks at what min_p left, renormalised."""
+    got = p.filter_logits(_logits([5, 4, 1, 1, 1]), [_row(min_p=0.5, top_p=0.5)])
+    given = "weights [5, 4, 1, 1, 1], min_p 0.5 (so 5/9 and 4/9), top_p 0.5: kept ids"
+    expect(given, _kept(got), [[0]])
+
+
+@_SUITE.property("filter_logits", hint="dividing by 0 gives inf or NaN; leave such rows out")
+def _greedy_rows(p: SimpleNamespace) -> None:
+    """A row at temperature 0 gets its penalties, but no temperature and no filter."""
+    logits = torch.tensor([[1.0, 2.0, 3.0]] * 2)
+    rows = [
+        _row(temperature=0, top_k=1, top_p=0.1, min_p=0.9, output=[0], presence_penalty=1.0),
+        _row(temperature=2.0),
+    ]
+    got = p.filter_logits(logits, rows)
+    given = "two rows of [1, 2, 3], the first at temperature 0 with all filters, the second at 2"
+    expect(given, got, [[0.0, 2.0, 3.0], [0.5, 1.0, 1.5]])
+
+
+# ----- the draw
+
+
+@_SUITE.property("draw", hint="argmax takes the first maximum")
+def _argmax(p: SimpleNamespace) -> None:
+    """Temperature 0 takes the likeliest token, the lower id of two that are equal."""
+    greedy = _row(temperature=0)
+    for weights, wanted in (([1, 2], 1), ([2, 2, 1], 0), ([1, 3, 2, 3], 1)):
+        expect(f"weights {weights}", p.draw(_logits(weights), [greedy]), [wanted])
+    close = torch.tensor([[0.0, 1e-9, -30.0]])  # one probability, two logits
+    rows = [greedy, _row(seed=0)]
+    got = p.draw(close.expand(2, -1), rows)[0]
+    expect("logits [0, 1e-9, -30], next to a row that is drawn", got, 1)
+
+
+@_SUITE.property("draw", hint="count: draw i with its probability, whatever the trick")
+def _frequencies(p: SimpleNamespace) -> None:
+    """Tokens are drawn with the probabilities of the softmax."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [1, 2, 5]
+    logits = _logits(weights).expand(_DRAWS, -1)
+    drawn = p.draw(logits, [_row() for _ in range(_DRAWS)], generator)
+    counts = drawn.bincount(minlength=3).tolist()
+    wanted = [_DRAWS * weight / 8 for weight in weights]
+    chi_squared = sum((c - w) ** 2 / w for c, w in zip(counts, wanted, strict=True))
+    if chi_squared > 13.8:  # two degrees of freedom: once in a thousand
+        fail(f"weights {weights}, {_DRAWS} draws: counts", counts, f"about {wanted}")
+
+
+@_SUITE.property("draw", hint="a removed token has probability 0: can your noise still pick it?")
+def _never_removed(p: SimpleNamespace) -> None:
+    """A token that a filter removed is never drawn."""
+    logits = _logits([1, 0, 1, 0]).expand(_DRAWS, -1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = p.draw(logits, [_row() for _ in range(_DRAWS)], generator)
+    given = f"weights [1, 0, 1, 0], {_DRAWS} draws: which ids came"
+    expect(given, sorted(set(drawn.tolist())), [0, 2])
+
+
+@_SUITE.property("draw", hint="a row with a generator draws from that one and from no other")
+def _neighbours(p: SimpleNamespace) -> None:
+    """A seeded row draws the same alone, with neighbours, and at any place of the batch."""
+    logits = torch.zeros(1, 50)
+    for seed in range(5):
+        alone = p.draw(logits, [_row(seed=seed)]).tolist()[0]
+        batches = (
+            [_row(seed=seed), _row()],
+            [_row(seed=99), _row(seed=seed)],
+            [_row(temperature=0), _row(), _row(seed=seed)],
+        )
+        for rows in batches:
+            at = next(
+                i for i, row in enumerate(rows)
+                if row.generator and row.generator.initial_seed() == seed
+            )  # fmt: skip
+            got = p.draw(logits.expand(len(rows), -1), rows).tolist()[at]
+            given = f"50 equal weights, seed {seed} as row {at} of {len(rows)}"
+            expect(given, got, alone)
+
+
+@_SUITE.property("draw", hint="keep using the row's generator; don't seed a new one each time")
+def _goes_on(p: SimpleNamespace) -> None:
+    """A seeded row goes on from draw to draw, and differs from rows with other seeds."""
+    logits = torch.zeros(1, 50)
+    row = _row(seed=0)
+    drawn = [p.draw(logits, [row]).item() for _ in range(20)]
+    if len(set(drawn)) < 5:
+        fail("50 equal weights, 20 draws of one seeded row", drawn, "more than a few tokens")
+    firsts = [p.draw(logits, [_row(seed=seed)]).item() for seed in range(20)]
+    if len(set(firsts)) < 5:
+        fail("50 equal weights, the first draw of seeds 0 to 19", firsts, "many tokens")
+
+
+# ----- logprobs, and the whole
+
+
+@_SUITE.property("gather_logprobs", hint="count the tokens that are strictly likelier")
+def _ranks(p: SimpleNamespace) -> None:
+    """A rank of 1 is the likeliest; equally likely tokens share the better rank."""
+    logprobs = _logits([4, 2, 2, 1]).log_softmax(-1).expand(4, -1)
+    got = p.gather_logprobs(logprobs, torch.arange(4), None)
+    expect("weights [4, 2, 2, 1]: ranks of ids 0 to 3", got.ranks, [1, 2, 2, 4])
+    expect("no logprobs asked: top_token_ids", got.top_token_ids, None)
+
+
+@_SUITE.property("gather_logprobs", hint="topk of the log-probabilities, capped at the vocabulary")
+def _top(p: SimpleNamespace) -> None:
+    """The k likeliest come in order, and k may be larger than the vocabulary."""
+    logprobs = _logits([1, 4, 3]).log_softmax(-1)
+    for count, wanted in ((1, [1]), (2, [1, 2]), (9, [1, 2, 0])):
+        got = p.gather_logprobs(logprobs, torch.tensor([0]), count).top_token_ids
+        expect(f"weights [1, 4, 3], {count} asked: top_token_ids", got, [wanted])
+
+
+@_SUITE.property("sample", hint="take log_softmax before anything else happens to the logits")
+def _raw(p: SimpleNamespace) -> None:
+    """Logprobs are the model's own: before penalties, temperature and filters."""
+    logits = _logits([3, 1])
+    row = _row(temperature=0.1, top_k=1, output=[0], presence_penalty=1.0, logprobs=2)
+    got = p.sample(logits, [row])
+    wanted = plain(logits.log_softmax(-1))[0]
+    expect("weights [3, 1], strong parameters: logprob of the token", got.logprobs, wanted[:1])
+    expect("weights [3, 1], strong parameters: top_logprobs", got.top_logprobs, [wanted])
+    expect("weights [3, 1]: the logits afterwards", logits, _logits([3, 1]))
+
+
+@_SUITE.property("sample", hint="the next step of the loop reads logits again: don't write to them")
+def _half(p: SimpleNamespace) -> None:
+    """Logits in bfloat16 or float16 are computed with in float32."""
+    for dtype in (torch.bfloat16, torch.float16):
+        got = p.sample(torch.zeros(1, 3, dtype=dtype), [_row(temperature=0)]).logprobs
+        expect(f"three equal logits in {dtype}", got, [math.log(1 / 3)])
+        expect("dtype of the logprobs", got.dtype, torch.float32)
+
+
+@_SUITE.property("check_logits", "sample", hint="one amax per row finds NaN, +inf and all -inf")
+def _bad_rows(p: SimpleNamespace) -> None:
+    """A row of NaN, with +inf, or with nothing left is a ValueError that names the row."""
+    for bad in ([math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]):
+        logits = torch.tensor([[0.0, 0.0], bad])
+        for name, call in (
+            ("check_logits", lambda x=logits: p.check_logits(x)),
+            ("sample", lambda x=logits: p.sample(x, [_row(), _row()])),
+        ):
+            expect_error(f"{name}, rows [0, 0] and {bad}", call, ValueError, "row 1")
