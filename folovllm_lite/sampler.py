@@ -131,9 +131,8 @@ def apply_penalties(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
         p = row.params
         if p.repetition_penalty != 1:
             logits = logits.clone()
-            seen = torch.tensor(
-                sorted({*row.prompt_token_ids, *row.output_token_ids}), device=logits.device
-            )
+            ids = sorted({*row.prompt_token_ids, *row.output_token_ids})
+            seen = torch.tensor(ids, dtype=torch.long, device=logits.device)
             old = logits[i, seen]
             scale = p.repetition_penalty
             logits[i, seen] = torch.where(old > 0, old / scale, old * scale)

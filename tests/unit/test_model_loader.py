@@ -1,0 +1,216 @@
+"""Loading is strict: what doesn't fit is an error that names it, and nothing is changed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from folovllm_lite import ModelConfig, ModelLoader, get_model_and_tokenizer
+from folovllm_lite.model_loader import (
+    EMBEDDED_MODEL,
+    checkpoint_dtype,
+    eos_token_ids,
+    load_weights,
+    resolve_checkpoint,
+    weight_files,
+)
+from folovllm_lite.qwen3 import Qwen3, Qwen3Config
+from tests.helpers import edit_json, make_checkpoint
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_checkpoint(
+        tmp_path_factory.mktemp("loader") / "model", tie_word_embeddings=False
+    )
+
+
+@pytest.fixture
+def path(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "model")
+
+
+def load(path):
+    model = Qwen3(Qwen3Config.from_hf(json.loads((path / "config.json").read_text())))
+    load_weights(model, path)
+    return model
+
+
+def change(path, **tensors):
+    """Replace tensors of the file; None removes one."""
+    found = load_file(path / WEIGHTS) | tensors
+    save_file({k: v.contiguous() for k, v in found.items() if v is not None}, path / WEIGHTS)
+
+
+def test_every_tensor_arrives(path):
+    model, file = load(path), load_file(path / WEIGHTS)
+    assert model.state_dict().keys() == file.keys()
+    assert all(torch.equal(model.state_dict()[name], file[name]) for name in file)
+
+
+def test_one_message_lists_all_that_does_not_fit(path):
+    change(
+        path,
+        **{
+            "model.norm.weight": None,
+            "model.extra.weight": torch.zeros(2),
+            "model.layers.0.mlp.up_proj.weight": torch.zeros(3, 4),
+            "model.layers.1.self_attn.q_norm.weight": torch.zeros(16, dtype=torch.int64),
+        },
+    )
+    with pytest.raises(ValueError) as raised:
+        load(path)
+    lines = str(raised.value).splitlines()[1:]
+    assert [line.strip() for line in lines] == [
+        "misshapen: model.layers.0.mlp.up_proj.weight is [3, 4], not [64, 48]",
+        "missing: model.norm.weight",
+        "unexpected: model.extra.weight",
+        "wrong dtype: model.layers.1.self_attn.q_norm.weight is torch.int64, not a float",
+    ]
+
+
+def split(path, **extra):
+    """Cut the file into two shards with an index; `extra` goes into the second."""
+    found = load_file(path / WEIGHTS)
+    names = sorted(found)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    (path / WEIGHTS).unlink()
+    index = {}
+    for file, part in halves.items():
+        tensors = {name: found[name] for name in part}
+        save_file(tensors | (extra if file[0] == "b" else {}), path / file)
+        index |= dict.fromkeys(part, file)
+    target = path / "model.safetensors.index.json"
+    target.write_text(json.dumps({"weight_map": index}))
+
+
+def test_shards_give_what_the_single_file_gives(path, original):
+    split(path)
+    one, two = load(original).state_dict(), load(path).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_missing_shard_is_named(path):
+    split(path)
+    (path / "b.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="shards b.safetensors are missing"):
+        load(path)
+
+
+def test_a_tensor_that_stands_in_two_shards_is_refused(path):
+    """Whichever were read last would win, and nobody would know."""
+    split(path, **{"lm_head.weight": torch.zeros(320, 48)})
+    with pytest.raises(ValueError, match="twice: lm_head.weight"):
+        load(path)
+
+
+def test_several_files_without_an_index(path):
+    save_file({"adapter": torch.zeros(1)}, path / "adapter.safetensors")
+    assert [file.name for file in weight_files(path)] == [WEIGHTS]
+    (path / WEIGHTS).rename(path / "first.safetensors")
+    with pytest.raises(ValueError, match="adapter.safetensors, first.safetensors, but no"):
+        weight_files(path)
+
+
+def test_a_tied_head_may_be_left_out_or_repeated_but_not_differ(path):
+    edit_json(path / "config.json", tie_word_embeddings=True)
+    change(path, **{"lm_head.weight": None})
+    tied = load(path)
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    embedding = load_file(path / WEIGHTS)["model.embed_tokens.weight"]
+    change(path, **{"lm_head.weight": embedding.clone()})
+    load(path)
+    change(path, **{"lm_head.weight": embedding + 1})
+    with pytest.raises(ValueError, match="not tied: lm_head.weight differs from model.embed"):
+        load(path)
+
+
+def test_an_untied_head_has_to_be_there(path):
+    change(path, **{"lm_head.weight": None})
+    with pytest.raises(ValueError, match="missing: lm_head.weight"):
+        load(path)
+
+
+def test_pickles_are_refused_by_our_loader_and_by_the_peers(path):
+    torch.save(load_file(path / WEIGHTS), path / "pytorch_model.bin")
+    (path / WEIGHTS).unlink()
+    for call in (lambda: load(path), lambda: get_model_and_tokenizer(ModelConfig(str(path)))):
+        with pytest.raises(ValueError, match="pickles only .pytorch_model.bin"):
+            call()
+
+
+def test_weights_are_cast_to_the_models_dtype(path):
+    model = Qwen3.from_pretrained(path, torch.bfloat16, torch.device("cpu"))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_auto_means_the_dtype_that_the_config_names():
+    assert checkpoint_dtype({}) == torch.float32
+    assert checkpoint_dtype({"torch_dtype": "bfloat16"}) == torch.bfloat16
+    assert checkpoint_dtype({"dtype": "torch.float16"}) == torch.float16
+    with pytest.raises(ValueError, match="float8 of the checkpoint|'float8'"):
+        checkpoint_dtype({"dtype": "float8"})
+
+
+def test_ends_of_a_text_come_from_every_file_that_names_them(path):
+    class Tokenizer:
+        eos_token_id = 5
+
+    edit_json(path / "generation_config.json", eos_token_id=[7, 1])
+    assert eos_token_ids(path, Tokenizer) == (1, 5, 7)
+    edit_json(path / "generation_config.json", eos_token_id=None)
+    edit_json(path / "config.json", eos_token_id=3)
+    assert eos_token_ids(path, Tokenizer) == (3, 5)
+    Tokenizer.eos_token_id = None
+    assert eos_token_ids(path, Tokenizer) == (3,)
+
+
+def test_a_directory_is_resolved_to_itself(path):
+    assert resolve_checkpoint(path) == path
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        resolve_checkpoint(path.parent)
+
+
+# ----- the peer: transformers behind ModelLoader
+
+
+def test_the_loader_gives_a_model_ready_to_use(path):
+    config = ModelConfig(str(path), dtype="bfloat16")
+    loader = ModelLoader(config)
+    model, tokenizer = loader.load_model_and_tokenizer("cpu")
+    assert not model.training
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert loader.max_model_len == 512 and config.max_model_len is None
+    assert tokenizer.pad_token == tokenizer.eos_token
+    assert ModelLoader(ModelConfig(str(path), max_model_len=9)).max_model_len == 9
+
+
+def test_a_tokenizer_without_any_end_gets_a_pad_token(path):
+    edit_json(path / "tokenizer_config.json", eos_token=None, bos_token=None)
+    tokenizer = ModelLoader(ModelConfig(str(path))).load_tokenizer()
+    assert tokenizer.pad_token == "[PAD]"
+
+
+def test_padding_stands_on_the_left(path):
+    """A batch of two goes on from the last token of each, not from padding."""
+    model, tokenizer = get_model_and_tokenizer(ModelConfig(str(path)), "cpu")
+    batch = tokenizer(["Once", "Once upon a time there"], padding=True, return_tensors="pt")
+    assert batch["attention_mask"][0, 0] == 0 and batch["attention_mask"][:, -1].all()
+    both = model.generate(**batch, max_new_tokens=8, do_sample=False, pad_token_id=1)
+    alone = tokenizer("Once", return_tensors="pt")
+    one = model.generate(**alone, max_new_tokens=8, do_sample=False, pad_token_id=1)
+    assert both[0, -8:].tolist() == one[0, -8:].tolist()
+
+
+def test_statistics_count_tied_parameters_once():
+    model, _ = get_model_and_tokenizer(ModelConfig(str(EMBEDDED_MODEL)), "cpu")
+    numbers = ModelLoader.parameter_statistics(model)
+    file = load_file(EMBEDDED_MODEL / WEIGHTS)
+    assert numbers["parameters"] == sum(tensor.numel() for tensor in file.values())
+    assert numbers["trainable"] == numbers["parameters"]
+    assert numbers["bytes"] == 4 * numbers["parameters"]
+    assert numbers["bytes_by_dtype"] == {"float32": numbers["bytes"]}
