@@ -200,8 +200,8 @@ class WindowDetokenizer:
     """The same for any other tokenizer, by decoding a window of tokens twice.
 
     The window begins a few tokens back, because some tokenizers write a token differently
-    at the start of a text. A text that ends in U+FFFD may be half a character, but for at
-    most four tokens: no character has more bytes.
+    at the start of a text. A text that ends in U+FFFD may be half a character, but not if
+    four tokens have added nothing else to it: no character has more bytes.
     """
 
     _BACK = 5
@@ -220,20 +220,26 @@ class WindowDetokenizer:
         )
         self._ids = list(prompt_token_ids[-self._BACK :])  # the window
         self._read = len(self._ids)  # how many of it are written already
+        self._waiting = (0, 0)  # length of the text that is complete; tokens since it grew
 
     def append(self, token_id: int) -> str:
         """The text that this token completes."""
         self._ids.append(token_id)
-        return self._take(wait=len(self._ids) - self._read < 4)
+        return self._take(most=4)
 
     def finish(self) -> str:
         """What is left when no more tokens come."""
-        return self._take(wait=False)
+        return self._take(most=0)
 
-    def _take(self, wait: bool) -> str:
+    def _take(self, most: int) -> str:
+        """The new text, if it is complete or `most` tokens have not completed it."""
         before, now = self._decode(self._ids[: self._read]), self._decode(self._ids)
-        if len(now) <= len(before) or (wait and now.endswith("�")):
+        if now.endswith("�"):
+            complete, tokens = len(now.rstrip("�")), self._waiting[1]
+            self._waiting = (complete, tokens + 1 if complete == self._waiting[0] else 1)
+        if len(now) <= len(before) or (now.endswith("�") and self._waiting[1] < most):
             return ""
+        self._waiting = (0, 0)
         self._ids = self._ids[max(0, len(self._ids) - self._BACK) :]
         self._read = len(self._ids)
         return now[len(before) :]

@@ -65,7 +65,7 @@ def test_a_step_that_fails_changes_nothing(model, ids, monkeypatch):
     model(ids[:3], cache.step(3))
     cache.advance(3)
     wanted = model(ids[3:5], cache.step(2))
-    second = model.layers[1]
+    second = model.model.layers[1]
     monkeypatch.setattr(second, "forward", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model(ids[6:8], cache.step(2))

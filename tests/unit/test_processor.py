@@ -1,0 +1,238 @@
+"""Text in, text out: nothing is shown that is half a character or that is taken back.
+
+The token streams are any bytes cut anywhere, which is what a byte-level tokenizer can do to
+a text. A fake tokenizer whose tokens are those pieces makes every cut reachable.
+"""
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from folovllm_lite.model_loader import EMBEDDED_MODEL
+from folovllm_lite.processor import (
+    _ALPHABET,
+    ByteDetokenizer,
+    InputProcessor,
+    OutputBuilder,
+    TokenTexts,
+    WindowDetokenizer,
+    find_stop,
+    held_back,
+)
+from folovllm_lite.sampling_params import SamplingParams
+
+_WRITTEN = {byte: char for char, byte in _ALPHABET.items()}
+
+
+class Pieces:
+    """A byte-level tokenizer whose i-th token is the i-th of the given byte strings."""
+
+    all_special_ids = ()
+
+    class backend_tokenizer:  # noqa: N801  the name that transformers uses
+        decoder = type("ByteLevel", (), {})()
+
+    def __init__(self, pieces: list[bytes], special: tuple[int, ...] = ()):
+        self.pieces = pieces
+        self.all_special_ids = special
+
+    def convert_ids_to_tokens(self, token_id: int) -> str:
+        return "".join(_WRITTEN[byte] for byte in self.pieces[token_id])
+
+    def decode(self, ids, **_) -> str:
+        return b"".join(self.pieces[i] for i in ids).decode("utf-8", "replace")
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    ends = sorted({place % (len(data) + 1) for place in places} | {len(data)})
+    return [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def run(pieces: list[bytes], prompt: int = 0, **params) -> list[str]:
+    """The text shown after each token; the first `prompt` pieces are the prompt."""
+    params = SamplingParams(max_tokens=None, **params)
+    ids = list(range(len(pieces)))
+    texts = TokenTexts(Pieces(pieces))
+    builder = OutputBuilder(texts, ids[:prompt], params, (), len(ids) - prompt)
+    shown = []
+    for token_id in ids[prompt:]:
+        builder.append(token_id, -1.0)
+        shown.append(builder.text)
+        if builder.finish_reason:
+            break
+    return shown
+
+
+texts = st.text(
+    st.one_of(st.characters(), st.sampled_from("aé从🙂�\u200d👩‍👧\u0301")), max_size=30
+)
+places = st.lists(st.integers(0, 200), max_size=40)
+
+
+@settings(max_examples=400)
+@given(texts, places)
+@example("从前🙂", list(range(40)))
+@example("a�b", list(range(9)))
+def test_any_cut_of_any_text_comes_out_whole(text, places):
+    pieces = cut(text.encode("utf-8", "surrogatepass" if text.isascii() else "replace"), places)
+    text = b"".join(pieces).decode()
+    shown = run(pieces)
+    assert shown[-1] == text
+    for before, after in zip(["", *shown], shown, strict=False):
+        assert after.startswith(before)
+    # Every step shows all that is complete, and nothing else.
+    for count, so_far in enumerate(shown, start=1):
+        data = b"".join(pieces[:count])
+        whole = data.decode("utf-8", "ignore") if count < len(shown) else text
+        assert so_far == whole
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=24), places)
+def test_bytes_that_are_no_text_become_what_python_makes_of_them(data, places):
+    assert run(cut(data, places))[-1] == data.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("character", ["é", "从", "🙂", "�"])
+def test_a_prompt_that_ends_inside_a_character(character):
+    """The character belongs to the output, in whatever place it was cut."""
+    data = character.encode()
+    for place in range(1, len(data)):
+        shown = run([b"ab" + data[:place], data[place:], b"!"], prompt=1)
+        assert shown == [character, character + "!"]
+        single = [b"ab", *(bytes([byte]) for byte in data), b"!"]
+        assert run(single, prompt=1 + place)[-1] == character + "!"
+
+
+def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
+    """Where generation stops if it sees one character more each time."""
+    for end in range(1, len(text) + 1):
+        hits = [stop for stop in stops if text[:end].endswith(stop)]
+        if hits:
+            stop = max(hits, key=len)
+            return text[: end if include else end - len(stop)], stop
+    return text, None
+
+
+@settings(max_examples=500)
+@given(
+    st.text("ab从", max_size=24),
+    places,
+    st.lists(st.text("ab从", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.booleans(),
+)
+@example("aab", [1, 2], ["ab"], False)
+@example("abab", [0, 2], ["bab", "ab"], False)
+def test_stop_strings_are_found_wherever_tokens_are_cut(text, places, stops, include):
+    shown = run(cut(text.encode(), places), stop=stops, include_stop_str_in_output=include)
+    wanted, _ = naive(text, stops, include)
+    assert shown[-1] == wanted
+    for before, after in zip(["", *shown], shown, strict=False):
+        assert after.startswith(before), "text was taken back"
+
+
+def test_only_a_beginning_of_a_stop_string_is_held_back():
+    assert run([b"Hello", b" wor", b"ld"], stop="END") == ["Hello", "Hello wor", "Hello world"]
+    assert run([b"a E", b"N", b"X"], stop="END") == ["a ", "a ", "a ENX"]
+    assert run([b"a E", b"N"], stop="END")[-1] == "a EN"  # the end releases it
+    assert held_back("xaab", ["abc"]) == 2 and held_back("xaab", []) == 0
+
+
+def test_the_stop_string_that_is_complete_first_wins():
+    assert find_stop("abcd", ["cd", "bc"], 0) == (1, 3, "bc")
+    assert find_stop("abcd", ["cd", "bcd"], 0) == (1, 4, "bcd")  # together: the earlier
+    assert find_stop("xx", ["ab"], 0) is None
+
+
+def build(pieces, special=(), eos=(), **params):
+    ids = range(len(pieces))
+    given = SamplingParams(**{"max_tokens": 99, **params})
+    builder = OutputBuilder(TokenTexts(Pieces(pieces, special)), [], given, eos, 99)
+    for token_id in ids:
+        builder.append(token_id, -0.5)
+        if builder.finish_reason:
+            break
+    return builder.output(0)
+
+
+def test_the_end_token_ends_silently_and_a_stop_token_says_which():
+    done = build([b"a", b"<end>", b"b"], eos=(1,))
+    assert (done.text, done.finish_reason, done.stop_reason) == ("a", "stop", None)
+    done = build([b"a", b"<end>", b"b"], stop_token_ids=[1])
+    assert (done.text, done.token_ids, done.stop_reason) == ("a", [0, 1], 1)
+    done = build([b"a", b"<end>"], stop_token_ids=[1], include_stop_str_in_output=True)
+    assert done.text == "a<end>"
+    done = build([b"a", b"<end>", b"b"], eos=(1,), ignore_eos=True)
+    assert done.text == "a<end>b" and done.finish_reason is None
+    assert done.cumulative_logprob == -1.5
+
+
+def test_nothing_ends_before_min_tokens():
+    done = build([b"x", b"y", b"x", b"y"], stop=["y"], min_tokens=2)
+    assert done.text == "xyx" and done.stop_reason == "y"
+    done = build([b"x", b"e"], eos=(1,), min_tokens=2)
+    assert done.finish_reason is None
+
+
+def test_special_tokens_are_left_out_or_kept():
+    assert build([b"a", b"<s>", b"b"], special=(1,)).text == "ab"
+    assert build([b"a", b"<s>", b"b"], special=(1,), skip_special_tokens=False).text == "a<s>b"
+
+
+def test_a_special_token_inside_a_character_does_not_break_it():
+    data = "从".encode()
+    assert build([data[:1], b"<s>", data[1:]], special=(1,)).text == "从"
+
+
+@settings(max_examples=200)
+@given(texts, places, st.integers(0, 5))
+@example("𐀀00\x80", [1, 2, 3, 6], 0)  # one token ends a character and begins another
+def test_any_other_tokenizer_is_decoded_through_a_window(text, places, prompt):
+    """No knowledge of bytes: only `decode`, and what ends in U+FFFD may be unfinished."""
+    pieces = [piece for piece in cut(text.encode("utf-8", "replace"), places) if piece]
+    if "�" in b"".join(pieces[:prompt]).decode("utf-8", "replace"):
+        prompt = 0  # a window can't see that a prompt ends inside a character
+    ids = list(range(len(pieces)))
+    window = WindowDetokenizer(TokenTexts(Pieces(pieces)), ids[:prompt], True, True)
+    shown = "".join([*map(window.append, ids[prompt:]), window.finish()])
+    assert shown == b"".join(pieces[prompt:]).decode()
+
+
+def test_the_window_shows_a_replacement_character_that_is_meant():
+    window = WindowDetokenizer(TokenTexts(Pieces(["�".encode()] * 6)), [], True, True)
+    assert "".join(map(window.append, range(6))) + window.finish() == "�" * 6
+
+
+# ----- the embedded model's tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+
+
+@settings(max_examples=100)
+@given(texts)
+def test_a_real_tokenizer_is_byte_level_and_loses_nothing(tokenizer, text):
+    text = text.encode("utf-8", "replace").decode()
+    found = TokenTexts(tokenizer)
+    assert found.byte_level
+    ids = tokenizer.encode(text)
+    detokenizer = ByteDetokenizer(found, [], False)
+    assert "".join(map(detokenizer.append, ids)) + detokenizer.finish() == text
+
+
+def test_rare_characters_take_several_tokens_and_come_back(tokenizer):
+    ids = tokenizer.encode("🐉龘")
+    assert len(ids) > 2
+    texts = TokenTexts(tokenizer)
+    assert texts.text_of(ids[0]) == "�" and len(texts.bytes_of(ids[0])) == 1
+
+
+def test_special_tokens_of_the_chat_template_are_single_ids(tokenizer):
+    chat = InputProcessor(tokenizer, 1536, 100).chat([{"role": "user", "content": "Hi"}])
+    assert chat["prompt"] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    texts = [tokenizer.decode([i]) for i in chat["prompt_token_ids"]]
+    assert texts.count("<|im_start|>") == 2 and texts.count("<|im_end|>") == 1
