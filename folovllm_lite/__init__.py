@@ -15,7 +15,13 @@ _HOME = {
     "generation": ["generate"],
     "model_loader": ["ModelLoader", "get_model_and_tokenizer"],
     "outputs": ["CompletionOutput", "Logprob", "RequestMetrics", "RequestOutput"],
-    "request": ["Request", "RequestStatus", "Sequence", "SequenceData", "SequenceStatus"],
+    "request": [
+        "Request",
+        "RequestStatus",
+        "Sequence",
+        "SequenceData",
+        "SequenceStatus",
+    ],
     "sampling_params": ["SamplingParams", "SamplingType"],
     "utils": [
         "generate_request_id",

@@ -46,12 +46,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     generate = commands.add_parser("generate", help="continue a text")
-    generate.add_argument("prompt", help="the beginning; - reads it from standard input")
+    generate.add_argument(
+        "prompt", help="the beginning; - reads it from standard input"
+    )
     generate.add_argument("-n", type=int, default=1, help="completions (default: 1)")
-    generate.add_argument("--best-of", type=int, help="generate this many, show the n best")
+    generate.add_argument(
+        "--best-of", type=int, help="generate this many, show the n best"
+    )
     generate.set_defaults(run=_generate)
 
-    chat = commands.add_parser("chat", help="talk; /reset forgets, /exit or Ctrl-D ends")
+    chat = commands.add_parser(
+        "chat", help="talk; /reset forgets, /exit or Ctrl-D ends"
+    )
     chat.add_argument("--system", help="what the model is told first")
     chat.set_defaults(run=_chat)
 
@@ -60,9 +66,15 @@ def _parser() -> argparse.ArgumentParser:
         group = command.add_argument_group("sampling")
         for name, (kind, default, text) in _SAMPLING.items():
             flag = "--" + name.replace("_", "-")
-            group.add_argument(flag, type=kind, default=default, help=f"{text} ({default})")
-        group.add_argument("--stop", action="append", help="end at this text; may repeat")
-        group.add_argument("--ignore-eos", action="store_true", help="go on after the end")
+            group.add_argument(
+                flag, type=kind, default=default, help=f"{text} ({default})"
+            )
+        group.add_argument(
+            "--stop", action="append", help="end at this text; may repeat"
+        )
+        group.add_argument(
+            "--ignore-eos", action="store_true", help="go on after the end"
+        )
         group.add_argument("--seed", type=int, help="the same seed gives the same text")
 
     doctor = commands.add_parser("doctor", help="what this machine can run")
@@ -70,11 +82,19 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure speed, alone or beside a peer")
     _model_arguments(bench)
-    bench.add_argument("--peer", choices=["transformers"], help="do the same work there too")
+    bench.add_argument(
+        "--peer", choices=["transformers"], help="do the same work there too"
+    )
     bench.add_argument("--requests", type=int, default=1, help="prompts per run (1)")
-    bench.add_argument("--prompt-tokens", type=int, default=32, help="tokens a prompt (32)")
-    bench.add_argument("--max-tokens", type=int, default=128, help="new tokens each (128)")
-    bench.add_argument("--repeats", type=int, default=5, help="runs; medians are shown (5)")
+    bench.add_argument(
+        "--prompt-tokens", type=int, default=32, help="tokens a prompt (32)"
+    )
+    bench.add_argument(
+        "--max-tokens", type=int, default=128, help="new tokens each (128)"
+    )
+    bench.add_argument(
+        "--repeats", type=int, default=5, help="runs; medians are shown (5)"
+    )
     bench.set_defaults(run=_bench)
     return parser
 
@@ -82,8 +102,12 @@ def _parser() -> argparse.ArgumentParser:
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", help="directory of a checkpoint, or a Hub name")
-    group.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    group.add_argument(
+        "--device", help="cpu or cuda (default: cuda where there is one)"
+    )
+    group.add_argument(
+        "--dtype", default="auto", help="auto, float32, bfloat16 or float16"
+    )
     group.add_argument("--max-model-len", type=int, help="longest sequence in tokens")
 
 
@@ -141,7 +165,9 @@ def _chat(args: argparse.Namespace) -> None:
     start = [{"role": "system", "content": args.system}] if args.system else []
     history = list(start)
     if sys.stdin.isatty():
-        print("Say something. /reset forgets the conversation, /exit or Ctrl-D ends it.")
+        print(
+            "Say something. /reset forgets the conversation, /exit or Ctrl-D ends it."
+        )
     while True:
         try:
             said = input("> " if sys.stdin.isatty() else "").strip()
@@ -179,7 +205,8 @@ def _bench(args: argparse.Namespace) -> None:
     for name in ("requests", "prompt_tokens", "max_tokens", "repeats"):
         if getattr(args, name) < 1:
             raise CommandError(
-                f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}"
+                f"--{name.replace('_', '-')} must be at least 1, "
+                f"got {getattr(args, name)}"
             )
     from folovllm_lite.bench import report, run
 
@@ -201,7 +228,11 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (
-        CommandError, ValueError, TypeError, FileNotFoundError, NotImplementedError
+        CommandError,
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        NotImplementedError,
     ) as error:
         print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
         return 2

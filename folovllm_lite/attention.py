@@ -1,8 +1,9 @@
 """Attention as the model sees it, and the plain version that everything is tested on.
 
-The model hands query, key and value to an `AttentionContext` and gets the attended values
-back. Where keys and values are kept, and which kernel reads them, is the context's business
-alone: the model knows neither. A context is made for one step and thrown away after it.
+The model hands query, key and value to an `AttentionContext` and gets the attended
+values back. Where keys and values are kept, and which kernel reads them, is the
+context's business alone: the model knows neither. A context is made for one step and
+thrown away after it.
 """
 
 import math
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 class AttentionContext(Protocol):
-    """What a model needs to attend: positions for RoPE, and `attend` for every layer."""
+    """What a model needs to attend: positions for RoPE, and `attend` per layer."""
 
     positions: Tensor  # [T] int64, the place of each token in its own sequence
 
@@ -28,12 +29,13 @@ class AttentionContext(Protocol):
 def attention(q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor) -> Tensor:
     """Causal grouped-query attention, written out: softmax(q k^T / sqrt(D)) v.
 
-    Query t sees key s when s <= q_positions[t]; key s stands at position s. Each group of
-    Hq / Hkv query heads shares one key/value head (GQA, Ainslie et al. 2023).
+    Query t sees key s when s <= q_positions[t]; key s stands at position s. Each group
+    of Hq / Hkv query heads shares one key/value head (GQA, Ainslie et al. 2023).
 
     Args:
         q: [T, Hq, D].
-        k, v: [S, Hkv, D], from position 0 on.
+        k: [S, Hkv, D], from position 0 on.
+        v: [S, Hkv, D], likewise.
         q_positions: [T] int64.
 
     Returns:

@@ -1,8 +1,8 @@
 """How fast the engine is, and how fast a peer is at the same work in the same run.
 
 A tokens-per-second figure alone says little: machines differ, and drift while they are
-measured. So engine and peer take turns on the same prompts, medians are compared, and the
-ratio is what to quote.
+measured. So engine and peer take turns on the same prompts, medians are compared, and
+the ratio is what to quote.
 """
 
 import argparse
@@ -31,7 +31,7 @@ class Measured:
 
 @dataclass
 class Result:
-    """A benchmark: the work, the machine, and a `Measured` for each engine, ours first."""
+    """A benchmark: the work, the machine, a `Measured` per engine, ours first."""
 
     work: str
     machine: str
@@ -93,7 +93,9 @@ def run(llm: LLM, args: argparse.Namespace) -> Result:
     engines = [(Measured("folovllm_lite"), lambda n: _ours(llm, prompts, n))]
     if args.peer == "transformers":
         peer, _ = get_model_and_tokenizer(llm.model_config, llm.device)
-        engines.append((Measured("transformers"), lambda n: _transformers(peer, prompts, n)))
+        engines.append(
+            (Measured("transformers"), lambda n: _transformers(peer, prompts, n))
+        )
     for _, work in engines:
         work(min(4, args.max_tokens))  # the first call pays for what is made only once
     for _ in tqdm(range(args.repeats), desc="bench"):
@@ -127,5 +129,7 @@ def report(result: Result) -> str:
         lines.append(f"{measured.name:16}{first * 1000:>11.1f} ms{speed:>12.1f}")
     if len(medians) == 2:
         (first, speed), (peer_first, peer_speed) = medians
-        lines.append(f"{'ratio':16}{peer_first / first:>13.2f}x{speed / peer_speed:>11.2f}x")
+        lines.append(
+            f"{'ratio':16}{peer_first / first:>13.2f}x{speed / peer_speed:>11.2f}x"
+        )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What an engine is told once, before it starts. Bad values fail here, with their values."""
+"""What an engine is told once, before it starts. Bad values fail here, by name."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -73,7 +73,9 @@ class ModelConfig:
         if self.tokenizer is None:
             self.tokenizer = self.model
         if not isinstance(self.tokenizer, str) or not self.tokenizer:
-            raise TypeError(f"tokenizer must be a path or a name, got {self.tokenizer!r}")
+            raise TypeError(
+                f"tokenizer must be a path or a name, got {self.tokenizer!r}"
+            )
         if self.tokenizer_mode not in ("auto", "slow"):
             raise ValueError(
                 f"tokenizer_mode must be 'auto' or 'slow', got {self.tokenizer_mode!r}"
@@ -87,7 +89,9 @@ class ModelConfig:
                 f"got {self.dtype!r}"
             )
         if isinstance(self.dtype, torch.dtype) and self.dtype not in _DTYPES.values():
-            raise ValueError(f"dtype must be a floating type of at least 16 bits, got {self.dtype}")
+            raise ValueError(
+                f"dtype must be a floating type of at least 16 bits, got {self.dtype}"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
@@ -104,7 +108,8 @@ class CacheConfig:
         gpu_memory_utilization: share of the GPU's memory that the engine may fill, in
             (0, 1].
         swap_space: CPU memory for the blocks of preempted sequences, in GiB.
-        enable_prefix_caching: keep blocks of finished prompts for prompts that begin alike.
+        enable_prefix_caching: keep blocks of finished prompts for prompts that begin
+            alike.
 
     Raises:
         TypeError, ValueError: naming the field and its value.
@@ -149,7 +154,9 @@ class SchedulerConfig:
     enable_chunked_prefill: bool = False
 
     def __post_init__(self) -> None:
-        _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, optional=True)
+        _integer(
+            "max_num_batched_tokens", self.max_num_batched_tokens, 1, optional=True
+        )
         _integer("max_num_seqs", self.max_num_seqs, 1)
         _integer("max_model_len", self.max_model_len, 1, optional=True)
         _flag("enable_chunked_prefill", self.enable_chunked_prefill)
@@ -173,7 +180,9 @@ class EngineConfig:
         model_len = self.model_config.max_model_len
         scheduler_len = self.scheduler_config.max_model_len
         if scheduler_len is None:
-            self.scheduler_config = replace(self.scheduler_config, max_model_len=model_len)
+            self.scheduler_config = replace(
+                self.scheduler_config, max_model_len=model_len
+            )
         elif model_len is not None and scheduler_len > model_len:
             raise ValueError(
                 f"scheduler_config.max_model_len is {scheduler_len}, but the model's "

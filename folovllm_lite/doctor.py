@@ -1,4 +1,4 @@
-"""What this machine is, which parts of the course run here, and what stands in for the rest."""
+"""What this machine is, what of the course runs here, what stands in for the rest."""
 
 import os
 import platform
@@ -49,7 +49,8 @@ def _works(probe: Callable[[], None]) -> str:
     try:
         probe()
     except Exception as error:  # noqa: BLE001  a probe may fail in any way
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        first = next(iter(str(error).splitlines()), "")
+        return f"{type(error).__name__}: {first}"
     return ""
 
 
@@ -62,7 +63,13 @@ def _probe_varlen() -> None:
     pages = torch.randn(1, 256, 1, 64, device=device, dtype=half)
     ends = torch.tensor([0, 1], device=device, dtype=torch.int32)
     varlen_attn(
-        q, pages, pages, ends, None, 1, 1,
+        q,
+        pages,
+        pages,
+        ends,
+        None,
+        1,
+        1,
         window_size=(-1, 0),
         seqused_k=torch.tensor([1], device=device, dtype=torch.int32),
         block_table=torch.zeros(1, 1, device=device, dtype=torch.int32),
@@ -83,7 +90,8 @@ def checkup() -> list[Finding]:
         ),
         Finding(
             "Processor",
-            f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+            f"{_processor()}, {os.cpu_count()} cores, "
+            f"{torch.get_num_threads()} threads",
             f"PyTorch uses {torch.backends.cpu.get_cpu_capability()}",
         ),
         Finding(
@@ -142,7 +150,7 @@ def checkup() -> list[Finding]:
 
 
 def table(findings: list[Finding]) -> str:
-    """The findings as text in three columns; a dot marks what something stands in for."""
+    """The findings in three columns; a dot marks what something stands in for."""
     rows = [(("✓" if f.ok else "·") + " " + f.what, f.found, f.means) for f in findings]
     first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
     return "\n".join(f"{a:<{first}}  {b:<{second}}  {c}" for a, b, c in rows)

@@ -30,8 +30,8 @@ from folovllm_lite.utils import generate_request_id, get_device
 
 Prompt = str | dict | list[int]
 
-# What an option needs before it can do anything; until then any value but the default is
-# refused when the engine is built.
+# What an option needs before it can do anything; until then any value but the default
+# is refused when the engine is built.
 _MILESTONES = {
     "max_num_seqs": "M2 (continuous batching)",
     "max_num_batched_tokens": "M2 (continuous batching)",
@@ -84,11 +84,19 @@ class LLM:
     ):
         name = str(EMBEDDED_MODEL if model is None else model)
         model_config = ModelConfig(
-            name, tokenizer, tokenizer_mode, trust_remote_code, dtype, max_model_len, seed
+            name,
+            tokenizer,
+            tokenizer_mode,
+            trust_remote_code,
+            dtype,
+            max_model_len,
+            seed,
         )
         config = EngineConfig(
             model_config,
-            CacheConfig(block_size, gpu_memory_utilization, swap_space, enable_prefix_caching),
+            CacheConfig(
+                block_size, gpu_memory_utilization, swap_space, enable_prefix_caching
+            ),
             SchedulerConfig(
                 max_num_batched_tokens,
                 max_num_seqs,
@@ -116,7 +124,8 @@ class LLM:
         limit = self.model.config.max_position_embeddings
         if wanted is not None and wanted > limit:
             raise ValueError(
-                f"max_model_len is {wanted}, but the model was built for {limit} positions"
+                f"max_model_len is {wanted}, but the model was built for {limit} "
+                "positions"
             )
         return wanted or limit
 
@@ -152,24 +161,29 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer conversations, each a list of {"role": ..., "content": ...}.
 
-        Args and errors are those of `generate`; one conversation counts as a list of one.
+        Args and errors are those of `generate`; one conversation counts as a list of
+        one.
         """
-        several = isinstance(messages, list) and messages and isinstance(messages[0], list)
+        several = (
+            isinstance(messages, list) and messages and isinstance(messages[0], list)
+        )
         conversations = messages if several else [messages]
         prompts = [self._input.chat(conversation) for conversation in conversations]
         return self._run(self._requests(prompts, sampling_params), use_tqdm)
 
     def stream(
-        self, prompt: Prompt | list[dict[str, str]], params: SamplingParams | None = None
+        self,
+        prompt: Prompt | list[dict[str, str]],
+        params: SamplingParams | None = None,
     ) -> Iterator[RequestOutput]:
         """Generate one prompt, or the answer to one conversation, token by token.
 
-        Returns an iterator of growing outputs, one for each token. Errors come from this
-        call, before the first of them. The iterator may be dropped at any time.
+        Returns an iterator of growing outputs, one for each token. Errors come from
+        this call, before the first of them. The iterator may be dropped at any time.
 
         Raises:
-            ValueError: also for best_of > n: which completions are the best is known only
-                at the end, and what was shown can't be taken back.
+            ValueError: also for best_of > n: which completions are the best is known
+                only at the end, and what was shown can't be taken back.
         """
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
             prompt = self._input.chat(prompt)
@@ -184,7 +198,7 @@ class LLM:
         prompts: list[Prompt],
         sampling_params: SamplingParams | list[SamplingParams] | None,
     ) -> list[Request]:
-        """Check everything, so that a bad last prompt does not cost the work on the first."""
+        """Check all first: a bad last prompt must not cost the work on the others."""
         if isinstance(sampling_params, list | tuple):
             if len(sampling_params) != len(prompts):
                 raise ValueError(

@@ -1,8 +1,8 @@
-"""One request, one loop: the plainest correct way to generate, and the judge of all others.
+"""One request, one loop: the plainest correct way to generate, and every other's judge.
 
 Every later engine (batched, paged, chunked, cached) has to give exactly the tokens that
-this module gives. So it has no scheduler and no tricks: prefill the prompt, then one token
-at a time, each completion with a contiguous cache of its own.
+this module gives. So it has no scheduler and no tricks: prefill the prompt, then one
+token at a time, each completion with a contiguous cache of its own.
 """
 
 import time
@@ -16,7 +16,7 @@ from folovllm_lite.kv_cache import ContiguousKVCache
 from folovllm_lite.outputs import Logprob, RequestMetrics, RequestOutput
 from folovllm_lite.processor import OutputBuilder, TokenTexts
 from folovllm_lite.qwen3 import Qwen3
-from folovllm_lite.request import Request, Sequence, SequenceStatus
+from folovllm_lite.request import Request, SequenceStatus
 from folovllm_lite.sampler import SamplerOutput, SamplingRow, gather_logprobs, sample
 from folovllm_lite.sampling_params import SamplingParams
 
@@ -48,7 +48,11 @@ def generate(
     """
     request = Request("0", None, prompt_token_ids, params)
     job = Generation(
-        model, TokenTexts(tokenizer), request, eos_token_ids=eos_token_ids, generator=generator
+        model,
+        TokenTexts(tokenizer),
+        request,
+        eos_token_ids=eos_token_ids,
+        generator=generator,
     )
     while not job.finished:
         job.step()
@@ -134,7 +138,7 @@ class Generation:
             self._metrics.finished_time = time.time()
 
     def _prefill(self) -> Tensor:
-        """Run the prompt once, give every completion a cache; logits [1, V] of its end."""
+        """Run the prompt once, give each completion a cache; logits [1, V]."""
         prompt = self.request.prompt_token_ids
         model = self._model
         cache = ContiguousKVCache(
@@ -144,7 +148,9 @@ class Generation:
             model.lm_head.weight.dtype,
             self._device,
         )
-        hidden = model(torch.tensor(prompt, device=self._device), cache.step(len(prompt)))
+        hidden = model(
+            torch.tensor(prompt, device=self._device), cache.step(len(prompt))
+        )
         cache.advance(len(prompt))
         if self.request.sampling_params.prompt_logprobs is not None:
             self._prompt_logprobs = self._score_prompt(hidden)
@@ -164,7 +170,11 @@ class Generation:
         return self._model.logits(hidden)
 
     def _append(
-        self, index: int, token_id: int, logprob: float, found: dict[int, Logprob] | None
+        self,
+        index: int,
+        token_id: int,
+        logprob: float,
+        found: dict[int, Logprob] | None,
     ) -> None:
         sequence, builder = self._sequences[index], self._builders[index]
         sequence.add_token_id(token_id)
@@ -172,10 +182,15 @@ class Generation:
         if builder.finish_reason:
             sequence.status = _FINISHED[builder.finish_reason]
 
-    def _candidates(self, chosen: SamplerOutput, row: int, count: int) -> dict[int, Logprob]:
-        """vLLM's shape: the chosen token first, then the `count` likeliest."""
+    def _candidates(
+        self, chosen: SamplerOutput, row: int, count: int
+    ) -> dict[int, Logprob]:
+        """VLLM's shape: the chosen token first, then the `count` likeliest."""
         found = {
-            int(chosen.token_ids[row]): (float(chosen.logprobs[row]), int(chosen.ranks[row]))
+            int(chosen.token_ids[row]): (
+                float(chosen.logprobs[row]),
+                int(chosen.ranks[row]),
+            )
         }
         top = zip(
             chosen.top_token_ids[row, :count].tolist(),
@@ -190,7 +205,7 @@ class Generation:
         }
 
     def _score_prompt(self, hidden: Tensor) -> list[dict[int, Logprob] | None]:
-        """The candidates at every position of the prompt; nothing predicts the first."""
+        """Candidates at every position of the prompt; nothing predicts the first."""
         prompt, count = self.request.prompt_token_ids, self.request.sampling_params
         logprobs = self._model.logits(hidden[:-1]).float().log_softmax(-1)  # [T - 1, V]
         targets = torch.tensor(prompt[1:], device=self._device)
@@ -206,13 +221,16 @@ class Generation:
     def output(self) -> RequestOutput:
         """Everything so far.
 
-        With best_of > n the n completions of the highest cumulative log-probability, the
-        best first; before the end there are none to choose from, and it is the first n.
+        With best_of > n the n completions of the highest cumulative log-probability,
+        the best first; before the end there are none to choose from, and it is the
+        first n.
         """
         request = self.request
         builders = self._builders
         if self.finished and len(builders) > request.sampling_params.n:
-            builders = sorted(builders, key=lambda b: b.cumulative_logprob, reverse=True)
+            builders = sorted(
+                builders, key=lambda b: b.cumulative_logprob, reverse=True
+            )
         builders = builders[: request.sampling_params.n]
         return RequestOutput(
             request_id=request.request_id,

@@ -20,9 +20,9 @@ class ContiguousKVCache:
         dtype: of keys and values; the model's.
         device: the model's.
 
-    `length` says how many tokens are stored. A step is: `ctx = cache.step(T)`, a forward
-    pass with `ctx`, `cache.advance(T)`. A pass that fails halfway has changed nothing: the
-    next one writes over what it left.
+    `length` says how many tokens are stored. A step is: `ctx = cache.step(T)`, a
+    forward pass with `ctx`, `cache.advance(T)`. A pass that fails halfway has changed
+    nothing: the next one writes over what it left.
     """
 
     def __init__(
@@ -86,8 +86,9 @@ class ContiguousContext:
         self._start, self._end = cache.length, cache.length + tokens
         device = cache.keys.device
         self.positions = torch.arange(self._start, self._end, device=device)
-        # A lone query sees everything stored, and a whole prompt is plain causal. Only a
-        # chunk behind a past needs a mask: is_causal would align it top left, with key 0.
+        # A lone query sees everything stored, and a whole prompt is plain causal. Only
+        # a chunk behind a past needs a mask: is_causal would align it top left, with
+        # key 0.
         self._causal = self._start == 0 and tokens > 1
         self._mask = None
         if tokens > 1 and not self._causal:
@@ -97,7 +98,8 @@ class ContiguousContext:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v at the new positions, attend over [0, end)."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[:, self._start : self._end] = k.transpose(0, 1)  # [T, Hkv, D] -> [Hkv, T, D]
+        # [T, Hkv, D] -> [Hkv, T, D]
+        keys[:, self._start : self._end] = k.transpose(0, 1)
         values[:, self._start : self._end] = v.transpose(0, 1)
         out = F.scaled_dot_product_attention(
             q.transpose(0, 1).unsqueeze(0),  # [T, Hq, D] -> [1, Hq, T, D]

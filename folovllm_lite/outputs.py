@@ -66,8 +66,8 @@ class RequestOutput:
         outputs: n completions, the best first once the request is finished.
         finished: whether all of them have ended.
         metrics: when the request arrived, spoke first and ended.
-        prompt_logprobs: per prompt token the candidates by id, None for the first, which
-            nothing predicts; only if `SamplingParams.prompt_logprobs` asked.
+        prompt_logprobs: per prompt token the candidates by id, None for the first,
+            which nothing predicts; only if `SamplingParams.prompt_logprobs` asked.
     """
 
     request_id: str

@@ -1,8 +1,8 @@
 """Text in, text out: prompts to token ids, and token ids to text that may be shown.
 
 `InputProcessor` turns what users write into ids, or says what is wrong with it.
-`OutputBuilder` goes the other way one token at a time. It never shows half a character and
-never shows what a stop string takes back later. Neither knows of models or tensors.
+`OutputBuilder` goes the other way one token at a time. It never shows half a character
+and never shows what a stop string takes back later. Neither knows of models or tensors.
 """
 
 import codecs
@@ -38,7 +38,8 @@ class InputProcessor:
 
         Raises:
             TypeError: none of these, or an id that is no int.
-            ValueError: empty, ids outside the vocabulary, or too long, with the numbers.
+            ValueError: empty, ids outside the vocabulary, or too long, with the
+                numbers.
         """
         text, ids = self._read(prompt)
         if not ids:
@@ -46,7 +47,8 @@ class InputProcessor:
         wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
         if wrong is not None:
             raise ValueError(
-                f"token id {wrong} is outside the vocabulary of {self.vocab_size} tokens"
+                f"token id {wrong} is outside the vocabulary of {self.vocab_size} "
+                "tokens"
             )
         if any(i >= self.vocab_size for i in params.stop_token_ids):
             raise ValueError(
@@ -57,13 +59,14 @@ class InputProcessor:
             count = getattr(params, name)
             if count is not None and count > self.vocab_size:
                 raise ValueError(
-                    f"{name} is {count}, but the vocabulary has {self.vocab_size} tokens"
+                    f"{name} is {count}, but the vocabulary has {self.vocab_size} "
+                    "tokens"
                 )
         limit, wanted = self.max_model_len, params.max_tokens
         if len(ids) >= limit:
             raise ValueError(
-                f"max_model_len is {limit}, but the prompt has {len(ids)} tokens, which "
-                "leaves no room for output"
+                f"max_model_len is {limit}, but the prompt has {len(ids)} tokens, "
+                "which leaves no room for output"
             )
         if wanted is not None and len(ids) + wanted > limit:
             raise ValueError(
@@ -96,14 +99,19 @@ class InputProcessor:
         """A conversation as a prompt for `process`, ready for the assistant's answer.
 
         Raises:
-            TypeError, ValueError: messages without role and content, or no chat template.
+            TypeError, ValueError: messages without role and content, or no chat
+                template.
         """
         if not isinstance(messages, list) or not messages:
             raise ValueError(f"a conversation is a list of messages, got {messages!r}")
         for message in messages:
-            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            if (
+                not isinstance(message, dict)
+                or not {"role", "content"} <= message.keys()
+            ):
                 raise TypeError(
-                    "a message is {'role': 'user', 'content': 'text'}, " f"got {message!r}"
+                    "a message is {'role': 'user', 'content': 'text'}, "
+                    f"got {message!r}"
                 )
             if not isinstance(message["content"], str):
                 raise TypeError(f"content must be a string, got {message['content']!r}")
@@ -118,7 +126,7 @@ class InputProcessor:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Which byte each character of a byte-level BPE token stands for (GPT-2's alphabet).
+    """Which byte each character of a byte-level BPE token stands for (GPT-2).
 
     Printable bytes stand for themselves, the other 68 for characters from U+0100 on.
     """
@@ -129,7 +137,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 class TokenTexts:
-    """What every token of a tokenizer is made of; one for all requests, filled as needed."""
+    """What every token of a tokenizer is made of; one for all requests."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -169,19 +177,22 @@ _ALPHABET = _byte_alphabet()
 class ByteDetokenizer:
     """Text of a growing list of byte-level tokens, exact at every step.
 
-    A token may hold half a character. UTF-8 says itself how many bytes a character still
-    needs, so an incremental decoder knows when to wait. Waiting "while the text ends in
-    U+FFFD" does not: a model may mean U+FFFD.
+    A token may hold half a character. UTF-8 says itself how many bytes a character
+    still needs, so an incremental decoder knows when to wait. Waiting "while the text
+    ends in U+FFFD" does not: a model may mean U+FFFD.
 
-    If the prompt ends inside a character, that character belongs to the output: its first
-    bytes are fed before the first token.
+    If the prompt ends inside a character, that character belongs to the output: its
+    first bytes are fed before the first token.
     """
 
-    def __init__(self, texts: TokenTexts, prompt_token_ids: list[int], skip_special: bool):
+    def __init__(
+        self, texts: TokenTexts, prompt_token_ids: list[int], skip_special: bool
+    ):
         self._texts = texts
         self._skip = texts.special_ids if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        # Eight tokens are at least as many bytes, unless skipped: enough for a character.
+        # Eight tokens are at least as many bytes, unless skipped: enough for a
+        # character.
         for token_id in [i for i in prompt_token_ids[-16:] if i not in self._skip][-8:]:
             self._decoder.decode(texts.bytes_of(token_id))
 
@@ -199,9 +210,10 @@ class ByteDetokenizer:
 class WindowDetokenizer:
     """The same for any other tokenizer, by decoding a window of tokens twice.
 
-    The window begins a few tokens back, because some tokenizers write a token differently
-    at the start of a text. A text that ends in U+FFFD may be half a character, but not if
-    four tokens have added nothing else to it: no character has more bytes.
+    The window begins a few tokens back, because some tokenizers write a token
+    differently at the start of a text. A text that ends in U+FFFD may be half a
+    character, but not if four tokens have added nothing else to it: no character has
+    more bytes.
     """
 
     _BACK = 5
@@ -220,7 +232,8 @@ class WindowDetokenizer:
         )
         self._ids = list(prompt_token_ids[-self._BACK :])  # the window
         self._read = len(self._ids)  # how many of it are written already
-        self._waiting = (0, 0)  # length of the text that is complete; tokens since it grew
+        # Length of the text that is complete; tokens since it grew.
+        self._waiting = (0, 0)
 
     def append(self, token_id: int) -> str:
         """The text that this token completes."""
@@ -236,7 +249,10 @@ class WindowDetokenizer:
         before, now = self._decode(self._ids[: self._read]), self._decode(self._ids)
         if now.endswith("�"):
             complete, tokens = len(now.rstrip("�")), self._waiting[1]
-            self._waiting = (complete, tokens + 1 if complete == self._waiting[0] else 1)
+            self._waiting = (
+                complete,
+                tokens + 1 if complete == self._waiting[0] else 1,
+            )
         if len(now) <= len(before) or (now.endswith("�") and self._waiting[1] < most):
             return ""
         self._waiting = (0, 0)
@@ -370,7 +386,7 @@ def find_stop(text: str, stops: list[str], start: int) -> tuple[int, int, str] |
 
 
 def held_back(text: str, stops: list[str]) -> int:
-    """How many characters at the end of `text` could be the beginning of a stop string."""
+    """How many characters at the end of `text` could begin a stop string."""
     longest = max((len(stop) for stop in stops), default=0)
     for count in range(min(len(text), longest - 1), 0, -1):
         if any(stop.startswith(text[-count:]) for stop in stops):

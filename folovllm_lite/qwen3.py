@@ -1,9 +1,10 @@
 """The transformer, written out: Qwen3, Qwen2/2.5 and Llama from one set of flags.
 
 Tokens of all sequences are packed along T, and the model never asks which token belongs
-to which sequence: positions and attention come from the `AttentionContext`. Parameter names
-are Hugging Face's, so that a checkpoint's tensors fit without a table of renames. The module
-refuses to know where keys and values live, what a batch is, and how a token is chosen.
+to which sequence: positions and attention come from the `AttentionContext`. Parameter
+names are Hugging Face's, so that a checkpoint's tensors fit without a table of renames.
+The module refuses to know where keys and values live, what a batch is, and how a token
+is chosen.
 """
 
 import math
@@ -24,7 +25,8 @@ from folovllm_lite.model_loader import (
 from folovllm_lite.utils import get_device
 
 # Architecture -> what its family does without saying so in config.json:
-# (qk_norm, bias of q, k and v when "attention_bias" is absent, o_proj has that bias too)
+# (qk_norm, bias of q, k and v when "attention_bias" is absent, o_proj has that bias
+# too)
 _FAMILIES = {
     "Qwen3ForCausalLM": (True, False, True),
     "Qwen2ForCausalLM": (False, True, False),
@@ -77,19 +79,28 @@ class Qwen3Config:
             )
         qk_norm, default_bias, o_bias = _FAMILIES[architecture]
         if hf.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported, only 'silu'")
+            raise ValueError(
+                f"hidden_act {hf['hidden_act']!r} is not supported, only 'silu'"
+            )
         layer_types = set(hf.get("layer_types") or ["full_attention"])
         if hf.get("use_sliding_window") or layer_types != {"full_attention"}:
-            raise ValueError(f"sliding-window attention is not supported: {layer_types}")
-        # transformers 5 writes rope_parameters; older files rope_theta and rope_scaling.
+            raise ValueError(
+                f"sliding-window attention is not supported: {layer_types}"
+            )
+        # transformers 5 writes rope_parameters; older files rope_theta and
+        # rope_scaling.
         rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
         theta = rope.pop("rope_theta", None) or hf.get("rope_theta", 10000.0)
         rope_type = rope.get("rope_type") or rope.get("type") or "default"
         if rope_type not in _ROPE_TYPES:
             raise ValueError(
-                f"rope type {rope_type!r} is not supported, only {', '.join(_ROPE_TYPES)}"
+                f"rope type {rope_type!r} is not supported, "
+                f"only {', '.join(_ROPE_TYPES)}"
             )
-        if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)) != 1.0:
+        if (
+            rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
+            != 1.0
+        ):
             raise ValueError("partial_rotary_factor other than 1.0 is not supported")
         missing = [name for name in _REQUIRED if hf.get(name) is None]
         if missing:
@@ -97,7 +108,9 @@ class Qwen3Config:
         heads = hf["num_attention_heads"]
         kv_heads = hf.get("num_key_value_heads") or heads
         if heads % kv_heads:
-            raise ValueError(f"{heads} query heads can't share {kv_heads} key/value heads")
+            raise ValueError(
+                f"{heads} query heads can't share {kv_heads} key/value heads"
+            )
         bias = hf.get("attention_bias", default_bias)
         if architecture == "Qwen2ForCausalLM":
             bias = True  # fixed by the family; there is no such flag in its config.json
@@ -111,7 +124,9 @@ class Qwen3Config:
             head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
             rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
             rope_theta=float(theta),
-            rope_scaling={**rope, "rope_type": rope_type} if rope_type != "default" else None,
+            rope_scaling={**rope, "rope_type": rope_type}
+            if rope_type != "default"
+            else None,
             max_position_embeddings=hf.get("max_position_embeddings", 2048),
             tie_word_embeddings=hf.get("tie_word_embeddings", False),
             qkv_bias=bias,
@@ -124,8 +139,10 @@ class Qwen3Config:
 def rope_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
     """Angle per position of each pair of dimensions, [D / 2] float32, and a scale.
 
-    The scale multiplies cos and sin (1 but for yarn). Sources: RoFormer (Su et al. 2021);
-    linear: position interpolation (Chen et al. 2023); yarn: Peng et al. 2023, eq. 15 and
+    The scale multiplies cos and sin (1 but for yarn). Sources: RoFormer (Su et al.
+    2021);
+    linear: position interpolation (Chen et al. 2023); yarn: Peng et al. 2023, eq. 15
+        and
     22; llama3: the Llama 3.1 release.
     """
     D, base = config.head_dim, config.rope_theta
@@ -136,7 +153,9 @@ def rope_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
     factor = rope.get("factor")
     if rope["rope_type"] == "linear":
         return frequencies / factor, 1.0
-    trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    trained = (
+        rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    )
     if rope["rope_type"] == "llama3":
         # How often a frequency turns within the trained length decides how far it is
         # slowed: not at all above high_freq_factor turns, fully below low_freq_factor.
@@ -146,7 +165,9 @@ def rope_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
         return frequencies * (keep + (1 - keep) / factor), 1.0
     factor = factor or config.max_position_embeddings / trained
 
-    def dimension(turns: float) -> float:  # that makes so many turns in `trained` tokens
+    def dimension(
+        turns: float,
+    ) -> float:  # that makes so many turns in `trained` tokens
         return D * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     first = dimension(rope.get("beta_fast") or 32)
@@ -171,14 +192,14 @@ def rope_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + D/2]) by its angle; x [T, H, D], cos, sin [T, 1, D].
 
-    Rolling by D/2 swaps the halves. The minus sign of the rotation stands in `sin`, whose
-    first half is negative: one operation less per layer than negating x.
+    Rolling by D/2 swaps the halves. The minus sign of the rotation stands in `sin`,
+    whose first half is negative: one operation less per layer than negating x.
     """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with RoPE, and RMSNorm on q and k where the family has it."""
+    """Grouped-query attention with RoPE; RMSNorm on q and k where the family has it."""
 
     def __init__(self, config: Qwen3Config, layer: int):
         super().__init__()
@@ -191,14 +212,18 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(D, self.eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(D, self.eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext
+    ) -> Tensor:
+        """Map x [T, E] to [T, E]: what attention adds to the residual stream."""
         q = self.q_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hq, D]
         k = self.k_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hkv, D]
         v = self.v_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hkv, D]
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        return self.o_proj(ctx.attend(self.layer, q, k, v).flatten(1))  # [T, Hq, D] -> [T, E]
+        out = ctx.attend(self.layer, q, k, v)  # [T, Hq, D]
+        return self.o_proj(out.flatten(1))  # [T, Hq * D] -> [T, E]
 
 
 class MLP(nn.Module):
@@ -212,6 +237,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(hidden, E, bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x [T, E] to [T, E]: what the MLP adds to the residual stream."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # [T, E]
 
 
@@ -223,9 +249,14 @@ class Layer(nn.Module):
         self.self_attn = Attention(config, layer)
         self.mlp = MLP(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(
+            config.hidden_size, config.rms_norm_eps
+        )
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext
+    ) -> Tensor:
+        """Map x [T, E] to [T, E]: the residual stream after this block."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, ctx)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -259,7 +290,7 @@ class Qwen3(nn.Module):
         self._frequencies: Tensor | None = None
 
     def forward(self, token_ids: Tensor, ctx: AttentionContext) -> Tensor:
-        """token_ids [T] int64 -> hidden states [T, E], normalised, ready for `logits`."""
+        """token_ids [T] int64 -> hidden states [T, E], ready for `logits`."""
         x = self.model.embed_tokens(token_ids)  # [T] -> [T, E]
         cos, sin = self._rope(ctx.positions, x.dtype)
         for layer in self.model.layers:
@@ -267,11 +298,11 @@ class Qwen3(nn.Module):
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [..., E] -> [..., V]. The caller picks the rows it needs."""
+        """Hidden [..., E] -> [..., V]. The caller picks the rows it needs."""
         return self.lm_head(hidden)
 
     def _rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, 1, D] of the positions [T], the sign of `rotate` included."""
+        """Cos and sin [T, 1, D] of the positions [T], the sign of `rotate` included."""
         if self._frequencies is None or self._frequencies.device != positions.device:
             frequencies, self._scale = rope_frequencies(self.config)
             self._frequencies = frequencies.to(positions.device)
@@ -300,7 +331,9 @@ class Qwen3(nn.Module):
         hf_config = read_config(path)
         with torch.device("meta"):
             model = cls(Qwen3Config.from_hf(hf_config))
-        model.to(dtype or checkpoint_dtype(hf_config)).to_empty(device=get_device(device))
+        model.to(dtype or checkpoint_dtype(hf_config)).to_empty(
+            device=get_device(device)
+        )
         if model.config.tie_word_embeddings:  # to_empty gave each its own storage
             model.lm_head.weight = model.model.embed_tokens.weight
         load_weights(model, path)

@@ -161,7 +161,9 @@ class Request:
     def get_seqs(self, status: SequenceStatus | None = None) -> list[Sequence]:
         """The sequences, or those in one status."""
         return [
-            seq for seq in self.sequences.values() if status is None or seq.status == status
+            seq
+            for seq in self.sequences.values()
+            if status is None or seq.status == status
         ]
 
     def get_num_seqs(self, status: SequenceStatus | None = None) -> int:

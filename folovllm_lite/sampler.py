@@ -2,8 +2,8 @@
 
 The order is a contract: raw logits; report logprobs; mask stop tokens (min_tokens);
 penalties; temperature; min_p; top_k; top_p; draw. Every filter is a plain function of a
-whole batch, [N, V] -> [N, V], that sets what it removes to -inf. The module knows nothing
-of requests, text or models.
+whole batch, [N, V] -> [N, V], that sets what it removes to -inf. The module knows
+nothing of requests, text or models.
 """
 
 import math
@@ -41,7 +41,8 @@ class SamplerOutput:
     Args:
         token_ids: [N] int64.
         logprobs: [N] float32, raw log-softmax of the chosen tokens.
-        ranks: [N] int64, 1 for the likeliest; equally likely tokens share the better rank.
+        ranks: [N] int64, 1 for the likeliest; equally likely tokens share the better
+            rank.
         top_token_ids: [N, K] int64, the K likeliest, where K is the largest
             `params.logprobs` of the batch; None if no row asked.
         top_logprobs: [N, K] float32.
@@ -80,7 +81,9 @@ def check_logits(logits: Tensor) -> None:
     best = logits.amax(-1)  # [N]
     if not best.isfinite().all():
         row = int((~best.isfinite()).nonzero()[0])
-        raise ValueError(f"logits of row {row} can't be sampled: their maximum is {best[row]}")
+        raise ValueError(
+            f"logits of row {row} can't be sampled: their maximum is {best[row]}"
+        )
 
 
 def filter_logits(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
@@ -125,7 +128,8 @@ def apply_penalties(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
     """Repetition, frequency and presence penalties, row by row where one is set.
 
     Repetition looks at prompt and output; the two OpenAI penalties at the output alone,
-    so a preempted row, whose output is computed again like a prompt, keeps its penalties.
+    so a preempted row, whose output is computed again like a prompt, keeps its
+    penalties.
     """
     for i, row in enumerate(rows):
         p = row.params
@@ -146,7 +150,8 @@ def apply_penalties(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
 
 def apply_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
     """Remove tokens less than min_p [N, 1] times as likely as the row's likeliest."""
-    # p_i < min_p * p_max, in logits: no softmax, and 0 gives -inf, which removes nothing.
+    # p_i < min_p * p_max, in logits: no softmax, and 0 gives -inf, which removes
+    # nothing.
     return logits.masked_fill(logits < logits.amax(-1, True) + min_p.log(), -math.inf)
 
 
@@ -180,7 +185,7 @@ def apply_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
 def draw(
     logits: Tensor, rows: list[SamplingRow], generator: torch.Generator | None = None
 ) -> Tensor:
-    """Token ids [N]: the first maximum of greedy rows, a draw from softmax of the others.
+    """Token ids [N]: the first maximum of greedy rows, a draw from the others.
 
     The draw is exponential noise: with e_i ~ Exp(1), argmax p_i / e_i is i with
     probability p_i. It is the Gumbel trick without logarithms, and unlike
@@ -209,7 +214,9 @@ def draw(
     return token_ids
 
 
-def gather_logprobs(logprobs: Tensor, token_ids: Tensor, count: int | None) -> SamplerOutput:
+def gather_logprobs(
+    logprobs: Tensor, token_ids: Tensor, count: int | None
+) -> SamplerOutput:
     """Look up the chosen tokens and the `count` likeliest ones in logprobs [N, V]."""
     chosen = logprobs.gather(-1, token_ids.unsqueeze(-1))  # [N, 1]
     ranks = (logprobs > chosen).sum(-1) + 1

@@ -21,9 +21,10 @@ class SamplingParams:
         n: completions to return.
         best_of: completions to generate, of which the `n` with the highest cumulative
             log-probability are returned; None is `n`.
-        temperature: divides the logits: below 1 favours likely tokens, above 1 flattens;
-            0 takes the likeliest token and ignores top_p, top_k and min_p.
-        top_p: keep the smallest set of tokens whose probabilities reach this, in (0, 1].
+        temperature: divides the logits: below 1 favours likely tokens, above 1
+            flattens; 0 takes the likeliest token and ignores top_p, top_k and min_p.
+        top_p: keep the smallest set of tokens whose probabilities reach this, in (0,
+            1].
         top_k: keep this many of the likeliest tokens; -1 keeps all.
         min_p: keep tokens at least this times as likely as the likeliest, in [0, 1].
         presence_penalty: subtracted from the logit of every generated token, [-2, 2].
@@ -36,8 +37,8 @@ class SamplingParams:
         ignore_eos: go on after the end-of-sequence token.
         max_tokens: most tokens to generate; None is up to the engine's max_model_len.
         min_tokens: fewest, during which no token can end the completion.
-        logprobs: how many of the likeliest tokens to report at each position, besides the
-            one chosen; None reports nothing.
+        logprobs: how many of the likeliest tokens to report at each position, besides
+            the one chosen; None reports nothing.
         prompt_logprobs: the same for the prompt's tokens.
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: put spaces between special tokens in the text.
@@ -46,7 +47,8 @@ class SamplingParams:
 
     Raises:
         TypeError: a field of the wrong type.
-        ValueError: a field out of range, NaN included, or two that contradict each other.
+        ValueError: a field out of range, NaN included, or two that contradict each
+            other.
         NotImplementedError: beam search.
     """
 
@@ -123,7 +125,9 @@ class SamplingParams:
         if self.best_of < self.n:
             raise ValueError(f"best_of ({self.best_of}) must be >= n ({self.n})")
         if self.temperature < 0:
-            raise ValueError(f"temperature must be non-negative, got {self.temperature}")
+            raise ValueError(
+                f"temperature must be non-negative, got {self.temperature}"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k < -1 or self.top_k == 0:
@@ -132,13 +136,18 @@ class SamplingParams:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
         for name in ("presence_penalty", "frequency_penalty"):
             if not -2 <= getattr(self, name) <= 2:
-                raise ValueError(f"{name} must be in [-2, 2], got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be in [-2, 2], got {getattr(self, name)}"
+                )
         if self.repetition_penalty <= 0:
             raise ValueError(
-                f"repetition_penalty must be greater than 0, got {self.repetition_penalty}"
+                "repetition_penalty must be greater than 0, "
+                f"got {self.repetition_penalty}"
             )
         if "" in self.stop:
-            raise ValueError("stop must not hold an empty string: it would stop at once")
+            raise ValueError(
+                "stop must not hold an empty string: it would stop at once"
+            )
         if any(token_id < 0 for token_id in self.stop_token_ids):
             raise ValueError(f"stop_token_ids must be >= 0, got {self.stop_token_ids}")
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -147,7 +156,8 @@ class SamplingParams:
             raise ValueError(f"min_tokens must be at least 0, got {self.min_tokens}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
-                f"min_tokens ({self.min_tokens}) must be <= max_tokens ({self.max_tokens})"
+                f"min_tokens ({self.min_tokens}) must be <= "
+                f"max_tokens ({self.max_tokens})"
             )
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)

@@ -45,8 +45,8 @@ def get_device(device: str | torch.device | None = None) -> torch.device:
         raise ValueError(f"{device!r} is not a device: try 'cpu' or 'cuda'") from error
     if chosen.type == "cuda" and not is_cuda_available():
         raise ValueError(
-            f"device {str(chosen)!r} was asked for, but PyTorch {torch.__version__} sees no "
-            "GPU here: use device='cpu', or install a CUDA build of PyTorch"
+            f"device {str(chosen)!r} was asked for, but PyTorch {torch.__version__} "
+            "sees no GPU here: use device='cpu', or install a CUDA build of PyTorch"
         )
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(

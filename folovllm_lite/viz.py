@@ -1,14 +1,16 @@
 """Pictures of what the engine does: data first, then a figure and the same as text.
 
-A figure is an SVG string that is the same on every run, so that notebooks can be compared;
-its letters stay letters, and the browser finds a font for Chinese. What is drawn comes from
-plain functions, which are tested.
+A figure is an SVG string that is the same on every run, so that notebooks can be
+compared; its letters stay letters, and the browser finds a font for Chinese. What is
+drawn comes from plain functions, which are tested.
 """
 
 import io
 import math
+import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +59,7 @@ class Candidate:
 def next_tokens(
     logits: Tensor, tokenizer: Any, params: SamplingParams, count: int = 10
 ) -> list[Candidate]:
-    """The `count` likeliest next tokens and what happens to each on the way to the draw.
+    """The `count` likeliest next tokens and what happens to each before the draw.
 
     Args:
         logits: [V] of one position.
@@ -116,8 +118,8 @@ def _label(text: str) -> str:
 def draw_next_tokens(candidates: list[Candidate], title: str = "") -> Picture:
     """Bars: what the model gives each candidate, and its chance in the draw.
 
-    Probabilities are rounded to whole per cent before they are drawn, so that the picture
-    doesn't depend on the last digit of another processor.
+    Probabilities are rounded to whole per cent before they are drawn, so that the
+    picture doesn't depend on the last digit of another processor.
     """
     from matplotlib.figure import Figure
 
@@ -134,13 +136,21 @@ def draw_next_tokens(candidates: list[Candidate], title: str = "") -> Picture:
     figure = Figure(figsize=(7.2, 0.38 * len(rows) + 0.7), layout="constrained")
     axes = figure.add_subplot()
     for y, (_, before, after, cut) in enumerate(rows):
-        axes.barh(y - 0.19, before, 0.34, color=GREY, label="the model" if y == 0 else None)
-        axes.barh(y + 0.19, after, 0.34, color=BLUE, label="the draw" if y == 0 else None)
-        axes.text(before + 0.006, y - 0.19, f"{before:.0%}", color=INK, va="center", size=8)
+        axes.barh(
+            y - 0.19, before, 0.34, color=GREY, label="the model" if y == 0 else None
+        )
+        axes.barh(
+            y + 0.19, after, 0.34, color=BLUE, label="the draw" if y == 0 else None
+        )
+        axes.text(
+            before + 0.006, y - 0.19, f"{before:.0%}", color=INK, va="center", size=8
+        )
         if cut:
             axes.text(0.006, y + 0.2, f"cut by {cut}", color=RED, va="center", size=8)
         else:
-            axes.text(after + 0.006, y + 0.2, f"{after:.0%}", color=BLUE, va="center", size=8)
+            axes.text(
+                after + 0.006, y + 0.2, f"{after:.0%}", color=BLUE, va="center", size=8
+            )
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows], size=10)
     axes.invert_yaxis()
     widest = max(max(before, after) for _, before, after, _ in rows)
@@ -184,7 +194,8 @@ PARTS = (
     Part("KV cache", (7,), True, 3.84, 0),
     Part("attention", (6, 12), True, 5.76, 0),
 )
-# From, to, and the style of the arrow: one way for what flows, both for what is consulted.
+# From, to, and the style of the arrow: one way for what flows, both for what is
+# consulted.
 _ARROWS = (
     ("prompt to ids", "sampling params", "-|>"),
     ("sampling params", "request", "-|>"),
@@ -199,7 +210,7 @@ _ARROWS = (
 
 
 def course_map() -> Picture:
-    """The engine's parts, the numbers of the notebooks that build them, and what exists."""
+    """The engine's parts, the notebooks that build them, and what exists already."""
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
 
@@ -238,7 +249,13 @@ def course_map() -> Picture:
         ink = "white" if part.built else INK
         middle = part.x + part.width / 2
         axes.text(
-            middle, part.y + 0.43, part.name, ha="center", va="center", color=ink, size=10
+            middle,
+            part.y + 0.43,
+            part.name,
+            ha="center",
+            va="center",
+            color=ink,
+            size=10,
         )
         numbers = " · ".join(f"{n:02}" for n in part.notebooks)
         axes.text(
@@ -248,7 +265,9 @@ def course_map() -> Picture:
         (0.81, 2.83, "“Once upon a time”"),
         (0.81, 1.33, "“, there was a …”"),
     ):
-        axes.text(x, y, words, ha="center", va="center", color=INK, size=9, style="italic")
+        axes.text(
+            x, y, words, ha="center", va="center", color=INK, size=9, style="italic"
+        )
     for x, words in (
         (0.0, "blue: in the package now"),
         (2.4, "dashed: a later milestone"),
@@ -277,3 +296,7 @@ def _svg(figure: Any) -> str:
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     return svg[svg.index("<svg") :]
+
+
+if __name__ == "__main__":  # python -m folovllm_lite.viz FILE.svg: the README's picture
+    Path(sys.argv[1]).write_text(course_map().svg, encoding="utf-8")

@@ -34,7 +34,8 @@ _SIZES = {
 
 
 def make_tokenizer(directory: Path) -> None:
-    """A byte-level BPE tokenizer with 320 entries: most Chinese characters are split."""
+    """A byte-level BPE tokenizer with 320 entries: most Chinese characters are
+    split."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -13,7 +13,7 @@ _SUITE = Suite(package)
 
 
 def config(pieces: Any = None, /, **named: Any) -> None:
-    """Judge ModelConfig, CacheConfig, SchedulerConfig and EngineConfig, or some of them.
+    """Judge the four configs, or some of them.
 
     `checks.config(CacheConfig=Mine)` judges one class, `checks.config(module)` all of a
     module. Raises CheckFailed at the end if a property doesn't hold.
@@ -68,7 +68,9 @@ def _bad_dtypes(p: SimpleNamespace) -> None:
         )
 
 
-@_SUITE.property("ModelConfig", hint="0 is not None: test with `is not None`, then the range")
+@_SUITE.property(
+    "ModelConfig", hint="0 is not None: test with `is not None`, then the range"
+)
 def _model_lengths(p: SimpleNamespace) -> None:
     """max_model_len is None or at least 1."""
     for value in (0, -1):
@@ -81,7 +83,9 @@ def _model_lengths(p: SimpleNamespace) -> None:
     expect("max_model_len=1", p.ModelConfig("qwen", max_model_len=1).max_model_len, 1)
 
 
-@_SUITE.property("CacheConfig", hint="the smallest block that can hold anything holds one token")
+@_SUITE.property(
+    "CacheConfig", hint="the smallest block that can hold anything holds one token"
+)
 def _block_sizes(p: SimpleNamespace) -> None:
     """block_size must be positive; 16 by default."""
     expect("CacheConfig().block_size", p.CacheConfig().block_size, 16)
@@ -96,7 +100,9 @@ def _block_sizes(p: SimpleNamespace) -> None:
         )
 
 
-@_SUITE.property("CacheConfig", hint="(0, 1]: the round bracket leaves 0 out, the square one 1 in")
+@_SUITE.property(
+    "CacheConfig", hint="(0, 1]: the round bracket leaves 0 out, the square one 1 in"
+)
 def _memory_shares(p: SimpleNamespace) -> None:
     """gpu_memory_utilization lies in (0, 1]."""
     for value in (1.0, 0.5, 1e-6):
@@ -113,7 +119,8 @@ def _memory_shares(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "CacheConfig", hint="every comparison with NaN is False: write the test so that False refuses"
+    "CacheConfig",
+    hint="every comparison with NaN is False: write the test so that False refuses",
 )
 def _nan(p: SimpleNamespace) -> None:
     """NaN is no share of the memory and no amount of swap space."""
@@ -132,16 +139,23 @@ def _swap(p: SimpleNamespace) -> None:
     expect("CacheConfig().swap_space", p.CacheConfig().swap_space, 4.0)
     expect("CacheConfig(swap_space=0)", p.CacheConfig(swap_space=0).swap_space, 0)
     expect_error(
-        "CacheConfig(swap_space=-1)", lambda: p.CacheConfig(swap_space=-1), ValueError, "-1"
+        "CacheConfig(swap_space=-1)",
+        lambda: p.CacheConfig(swap_space=-1),
+        ValueError,
+        "-1",
     )
 
 
-@_SUITE.property("SchedulerConfig", hint="None means that the engine decides; 0 means nothing")
+@_SUITE.property(
+    "SchedulerConfig", hint="None means that the engine decides; 0 means nothing"
+)
 def _scheduler(p: SimpleNamespace) -> None:
-    """max_num_seqs and max_num_batched_tokens are at least 1, and the latter may be None."""
+    """max_num_seqs is at least 1, and so is max_num_batched_tokens if not None."""
     made = p.SchedulerConfig()
     expect("SchedulerConfig().max_num_seqs", made.max_num_seqs, 256)
-    expect("SchedulerConfig().max_num_batched_tokens", made.max_num_batched_tokens, None)
+    expect(
+        "SchedulerConfig().max_num_batched_tokens", made.max_num_batched_tokens, None
+    )
     for name in ("max_num_seqs", "max_num_batched_tokens"):
         expect(f"{name}=1", getattr(p.SchedulerConfig(**{name: 1}), name), 1)
         expect_error(
@@ -153,7 +167,9 @@ def _scheduler(p: SimpleNamespace) -> None:
         )
 
 
-@_SUITE.property("EngineConfig", hint="only a scheduler without a length of its own takes one")
+@_SUITE.property(
+    "EngineConfig", hint="only a scheduler without a length of its own takes one"
+)
 def _sync(p: SimpleNamespace) -> None:
     """EngineConfig hands the model's max_model_len down to the scheduler."""
     engine = p.EngineConfig(
@@ -172,7 +188,7 @@ def _sync(p: SimpleNamespace) -> None:
 
 @_SUITE.property("EngineConfig", hint="compare the two lengths before handing one down")
 def _contradiction(p: SimpleNamespace) -> None:
-    """A scheduler that allows longer sequences than the model is refused, with both numbers."""
+    """A scheduler that allows more than the model is refused, with both numbers."""
     expect_error(
         "model max_model_len=512, scheduler 1024",
         lambda: p.EngineConfig(
@@ -188,7 +204,7 @@ def _contradiction(p: SimpleNamespace) -> None:
 
 @_SUITE.property(
     "EngineConfig",
-    hint="change a copy (dataclasses.replace): the caller may use the same config again",
+    hint="change a copy (dataclasses.replace): the caller may use the config again",
 )
 def _caller(p: SimpleNamespace) -> None:
     """The caller's SchedulerConfig stays as it was, so two engines can share one."""
@@ -199,4 +215,8 @@ def _caller(p: SimpleNamespace) -> None:
         given = f"one SchedulerConfig for a second engine, with max_model_len={length}"
         expect(given, engine.scheduler_config.max_model_len, length)
     if shared.max_model_len is not None:
-        fail("the shared SchedulerConfig", f"max_model_len={shared.max_model_len}", "None")
+        fail(
+            "the shared SchedulerConfig",
+            f"max_model_len={shared.max_model_len}",
+            "None",
+        )

@@ -1,9 +1,10 @@
-"""How a suite runs: one line for each property, the smallest input that breaks it, a hint.
+"""How a suite runs: a line for each property, the smallest input that breaks it.
 
 A property is a function of the pieces it judges. Its docstring is the sentence that is
-printed, and it says what it saw through `expect`, with inputs that go from small to large,
-so that the first failure is the smallest. Whatever the judged code raises is shown with
-the line of that code where it happened, never as a traceback through this package.
+printed, and it says what it saw through `expect`, with inputs that go from small to
+large, so that the first failure is the smallest. Whatever the judged code raises is
+shown with the line of that code where it happened, never as a traceback through this
+package.
 """
 
 import inspect
@@ -72,14 +73,21 @@ class Suite:
 
         Raises:
             CheckFailed: after the last line, if any property doesn't hold.
-            TypeError: if there is nothing to judge, or a name that no property is about.
+            TypeError: if there is nothing to judge, or a name that no property is
+                about.
         """
         given = {**self._pieces(pieces), **named}
         known = {name for each in self.properties for name in each.needs}
         strange = sorted(named.keys() - known)
         if strange or not given.keys() & known:
-            what = f"no property is about {', '.join(strange)}" if strange else "nothing given"
-            raise TypeError(f"{what}; there are properties of {', '.join(sorted(known))}")
+            what = (
+                f"no property is about {', '.join(strange)}"
+                if strange
+                else "nothing given"
+            )
+            raise TypeError(
+                f"{what}; there are properties of {', '.join(sorted(known))}"
+            )
         for name, piece in given.items():
             if name in known and not callable(piece):
                 raise TypeError(f"{name} must be something to call, got {piece!r}")
@@ -87,7 +95,9 @@ class Suite:
         chosen = [each for each in self.properties if given.keys() & set(each.needs)]
         failed = sum(not _report(each, together) for each in chosen)
         if failed:
-            raise CheckFailed(f"{failed} of {len(chosen)} properties don't hold yet, see above")
+            raise CheckFailed(
+                f"{failed} of {len(chosen)} properties don't hold yet, see above"
+            )
         print(f"All {len(chosen)} properties hold.")
 
     def _pieces(self, pieces: Any) -> dict[str, Any]:

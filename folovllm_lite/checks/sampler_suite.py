@@ -1,4 +1,4 @@
-"""What has to be true of the sampler (notebook 03): the sampling contract, line by line."""
+"""What has to be true of the sampler (notebook 03): its contract, line by line."""
 
 import math
 from types import SimpleNamespace
@@ -19,8 +19,8 @@ _DRAWS = 4000
 def sampler(pieces: Any = None, /, **named: Any) -> None:
     """Judge the sampler's functions: all of a module, or some of them by name.
 
-    `checks.sampler(apply_top_k=mine)` judges one function. Functions that aren't given are
-    the package's. Raises CheckFailed at the end if a property doesn't hold.
+    `checks.sampler(apply_top_k=mine)` judges one function. Functions that aren't given
+    are the package's. Raises CheckFailed at the end if a property doesn't hold.
     """
     _SUITE.run(pieces, **named)
 
@@ -53,7 +53,9 @@ def _weights(logits: Tensor) -> str:
 # ----- filters
 
 
-@_SUITE.property("apply_min_p", hint="compare with min_p times the largest probability of the row")
+@_SUITE.property(
+    "apply_min_p", hint="compare with min_p times the largest probability of the row"
+)
 def _min_p_threshold(p: SimpleNamespace) -> None:
     """min_p keeps the tokens at least min_p times as likely as the row's likeliest."""
     for weights, min_p, kept in (
@@ -67,7 +69,9 @@ def _min_p_threshold(p: SimpleNamespace) -> None:
         expect(f"weights {weights}, min_p {min_p}: kept ids", _kept(got), [kept])
 
 
-@_SUITE.property("apply_min_p", hint="log(0) is -inf: does your comparison survive that?")
+@_SUITE.property(
+    "apply_min_p", hint="log(0) is -inf: does your comparison survive that?"
+)
 def _min_p_zero(p: SimpleNamespace) -> None:
     """min_p 0 removes nothing, and each row of a batch has its own min_p."""
     got = p.apply_min_p(_logits([8, 1], [8, 1]), _column(0.0, 0.5))
@@ -89,11 +93,11 @@ def _top_k_exact(p: SimpleNamespace) -> None:
 
 @_SUITE.property(
     "apply_top_k",
-    hint="comparing with the k-th value keeps every token that equals it; a stable sort knows "
-    "which came first",
+    hint="comparing with the k-th value keeps every token that equals it; a stable "
+    "sort knows which came first",
 )
 def _top_k_ties(p: SimpleNamespace) -> None:
-    """Of equally likely tokens, top_k keeps those with the lower ids, and never more than k."""
+    """Of equally likely tokens, top_k keeps the lower ids, and never more than k."""
     for weights, k, kept in (
         ([1, 1], 1, [0]),
         ([1, 2, 2, 2], 2, [1, 2]),
@@ -104,7 +108,9 @@ def _top_k_ties(p: SimpleNamespace) -> None:
         expect(f"weights {weights}, top_k {k}: kept ids", _kept(got), [kept])
 
 
-@_SUITE.property("apply_top_k", hint="-1 switches it off, and k may be larger than the vocabulary")
+@_SUITE.property(
+    "apply_top_k", hint="-1 switches it off, and k may be larger than the vocabulary"
+)
 def _top_k_all(p: SimpleNamespace) -> None:
     """top_k -1, or a k of the vocabulary's size or more, keeps everything."""
     for k in (-1, 3, 4, 1000):
@@ -120,10 +126,11 @@ def _top_k_rows(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "apply_top_p", hint="a token goes when those before it reach top_p, not when it does itself"
+    "apply_top_p",
+    hint="a token goes when those before it reach top_p, not when it does itself",
 )
 def _top_p_crossing(p: SimpleNamespace) -> None:
-    """top_p keeps the smallest set that reaches it; the token that crosses the line stays."""
+    """top_p keeps the smallest set that reaches it; the crossing token stays."""
     for weights, top_p, kept in (
         ([3, 1], 0.5, [0]),
         ([3, 1], 0.8, [0, 1]),
@@ -135,7 +142,9 @@ def _top_p_crossing(p: SimpleNamespace) -> None:
         expect(f"weights {weights}, top_p {top_p}: kept ids", _kept(got), [kept])
 
 
-@_SUITE.property("apply_top_p", hint="nothing stands before the first token of the ranking")
+@_SUITE.property(
+    "apply_top_p", hint="nothing stands before the first token of the ranking"
+)
 def _top_p_one(p: SimpleNamespace) -> None:
     """However small top_p is, the likeliest token stays, the lower id of two."""
     for weights in ([1, 5, 1], [2, 2, 1]):
@@ -145,7 +154,8 @@ def _top_p_one(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "apply_top_p", hint="a rounded cumulative sum can reach 1 early: leave rows with 1 alone"
+    "apply_top_p",
+    hint="a rounded cumulative sum can reach 1 early: leave rows with 1 alone",
 )
 def _top_p_off(p: SimpleNamespace) -> None:
     """top_p 1 keeps everything, down to the least likely token, row by row."""
@@ -155,9 +165,11 @@ def _top_p_off(p: SimpleNamespace) -> None:
     expect(given, [len(row) for row in _kept(got)], [51, 1])
 
 
-@_SUITE.property("apply_min_p", "apply_top_k", "apply_top_p", hint="use masked_fill, not indexing")
+@_SUITE.property(
+    "apply_min_p", "apply_top_k", "apply_top_p", hint="use masked_fill, not indexing"
+)
 def _filters_only_remove(p: SimpleNamespace) -> None:
-    """A filter sets what it removes to -inf, leaves the rest, and its input, as they were."""
+    """A filter sets what it removes to -inf; the rest, and its input, stay."""
     for name, value in (("apply_min_p", 0.6), ("apply_top_k", 2), ("apply_top_p", 0.6)):
         logits = _logits([1, 4, 3])
         before = logits.clone()
@@ -181,17 +193,23 @@ def _repetition(p: SimpleNamespace) -> None:
 
 @_SUITE.property("apply_penalties", hint="make a set of the ids first")
 def _repetition_once(p: SimpleNamespace) -> None:
-    """Repetition counts prompt and output, and each token once however often it stands there."""
+    """Repetition counts prompt and output, each token once however often it came."""
     got = p.apply_penalties(
         torch.tensor([[4.0, 4.0, 4.0]]),
         [_row(prompt=[0, 0], output=[0, 1], repetition_penalty=2.0)],
     )
-    expect("logits [4, 4, 4], prompt [0, 0], output [0, 1], penalty 2", got, [[2.0, 2.0, 4.0]])
+    expect(
+        "logits [4, 4, 4], prompt [0, 0], output [0, 1], penalty 2",
+        got,
+        [[2.0, 2.0, 4.0]],
+    )
 
 
-@_SUITE.property("apply_penalties", hint="presence asks whether, frequency asks how often")
+@_SUITE.property(
+    "apply_penalties", hint="presence asks whether, frequency asks how often"
+)
 def _frequency(p: SimpleNamespace) -> None:
-    """Frequency subtracts once per occurrence in the output, presence once per token."""
+    """Frequency subtracts once per occurrence in the output, presence once in all."""
     for params, wanted in (
         ({"presence_penalty": 1.0}, [-1.0, -1.0, 0.0]),
         ({"frequency_penalty": 1.0}, [-2.0, -1.0, 0.0]),
@@ -217,17 +235,27 @@ def _penalties_stay(p: SimpleNamespace) -> None:
     logits = torch.ones(2, 2)
     row = _row(output=[0], repetition_penalty=2.0, presence_penalty=0.25)
     got = p.apply_penalties(logits, [_row(output=[0]), row])
-    expect("two rows of [1, 1], penalties in the second", got, [[1.0, 1.0], [0.25, 1.0]])
-    expect("the logits that were passed in, afterwards", logits, [[1.0, 1.0], [1.0, 1.0]])
+    expect(
+        "two rows of [1, 1], penalties in the second", got, [[1.0, 1.0], [0.25, 1.0]]
+    )
+    expect(
+        "the logits that were passed in, afterwards", logits, [[1.0, 1.0], [1.0, 1.0]]
+    )
 
 
-@_SUITE.property("mask_stop_tokens", hint="with min_tokens 2, may the second token be a stop?")
+@_SUITE.property(
+    "mask_stop_tokens", hint="with min_tokens 2, may the second token be a stop?"
+)
 def _min_tokens(p: SimpleNamespace) -> None:
     """A stop token can't be chosen before min_tokens other tokens were."""
     for made, kept in ((0, [0, 2]), (1, [0, 2]), (2, [0, 1, 2]), (3, [0, 1, 2])):
         row = _row(output=[0] * made, stop=[1], min_tokens=2)
         got = p.mask_stop_tokens(torch.zeros(1, 3), [row])
-        expect(f"min_tokens 2, stop token 1, {made} generated: kept ids", _kept(got), [kept])
+        expect(
+            f"min_tokens 2, stop token 1, {made} generated: kept ids",
+            _kept(got),
+            [kept],
+        )
 
 
 @_SUITE.property("mask_stop_tokens", hint="mask the row's own stop tokens, in a copy")
@@ -245,7 +273,9 @@ def _min_tokens_rows(p: SimpleNamespace) -> None:
 # ----- the order
 
 
-@_SUITE.property("filter_logits", hint="penalties act on the raw logits, then comes temperature")
+@_SUITE.property(
+    "filter_logits", hint="penalties act on the raw logits, then comes temperature"
+)
 def _penalties_first(p: SimpleNamespace) -> None:
     """Penalties come before temperature."""
     row = _row(output=[0], presence_penalty=1.0, temperature=0.5)
@@ -256,7 +286,9 @@ def _penalties_first(p: SimpleNamespace) -> None:
     )
 
 
-@_SUITE.property("filter_logits", hint="the filters look at the distribution that is drawn from")
+@_SUITE.property(
+    "filter_logits", hint="the filters look at the distribution that is drawn from"
+)
 def _temperature_first(p: SimpleNamespace) -> None:
     """Temperature comes before min_p and top_p."""
     for name, value in (("min_p", 0.3), ("top_p", 0.7)):
@@ -266,7 +298,9 @@ def _temperature_first(p: SimpleNamespace) -> None:
         expect(given, _kept(got), [[0]])
 
 
-@_SUITE.property("filter_logits", hint="top_p sees the survivors of top_k, renormalised")
+@_SUITE.property(
+    "filter_logits", hint="top_p sees the survivors of top_k, renormalised"
+)
 def _top_k_first(p: SimpleNamespace) -> None:
     """top_k comes before top_p, which looks at what top_k left, renormalised."""
     got = p.filter_logits(_logits([4, 3, 2, 2]), [_row(top_k=2, top_p=0.5)])
@@ -282,16 +316,25 @@ def _min_p_first(p: SimpleNamespace) -> None:
     expect(given, _kept(got), [[0]])
 
 
-@_SUITE.property("filter_logits", hint="dividing by 0 gives inf or NaN; leave such rows out")
+@_SUITE.property(
+    "filter_logits", hint="dividing by 0 gives inf or NaN; leave such rows out"
+)
 def _greedy_rows(p: SimpleNamespace) -> None:
     """A row at temperature 0 gets its penalties, but no temperature and no filter."""
     logits = torch.tensor([[1.0, 2.0, 3.0]] * 2)
     rows = [
-        _row(temperature=0, top_k=1, top_p=0.1, min_p=0.9, output=[0], presence_penalty=1.0),
+        _row(
+            temperature=0,
+            top_k=1,
+            top_p=0.1,
+            min_p=0.9,
+            output=[0],
+            presence_penalty=1.0,
+        ),
         _row(temperature=2.0),
     ]
     got = p.filter_logits(logits, rows)
-    given = "two rows of [1, 2, 3], the first at temperature 0 with all filters, the second at 2"
+    given = "two rows of [1, 2, 3]: temperature 0 with all filters, temperature 2"
     expect(given, got, [[0.0, 2.0, 3.0], [0.5, 1.0, 1.5]])
 
 
@@ -324,7 +367,9 @@ def _frequencies(p: SimpleNamespace) -> None:
         fail(f"weights {weights}, {_DRAWS} draws: counts", counts, f"about {wanted}")
 
 
-@_SUITE.property("draw", hint="a removed token has probability 0: can your noise still pick it?")
+@_SUITE.property(
+    "draw", hint="a removed token has probability 0: can your noise still pick it?"
+)
 def _never_removed(p: SimpleNamespace) -> None:
     """A token that a filter removed is never drawn."""
     logits = _logits([1, 0, 1, 0]).expand(_DRAWS, -1)
@@ -334,9 +379,11 @@ def _never_removed(p: SimpleNamespace) -> None:
     expect(given, sorted(set(drawn.tolist())), [0, 2])
 
 
-@_SUITE.property("draw", hint="a row with a generator draws from that one and from no other")
+@_SUITE.property(
+    "draw", hint="a row with a generator draws from that one and from no other"
+)
 def _neighbours(p: SimpleNamespace) -> None:
-    """A seeded row draws the same alone, with neighbours, and at any place of the batch."""
+    """A seeded row draws the same alone, with neighbours, and anywhere in the batch."""
     logits = torch.zeros(1, 50)
     for seed in range(5):
         alone = p.draw(logits, [_row(seed=seed)]).tolist()[0]
@@ -355,14 +402,20 @@ def _neighbours(p: SimpleNamespace) -> None:
             expect(given, got, alone)
 
 
-@_SUITE.property("draw", hint="keep using the row's generator; don't seed a new one each time")
+@_SUITE.property(
+    "draw", hint="keep using the row's generator; don't seed a new one each time"
+)
 def _goes_on(p: SimpleNamespace) -> None:
-    """A seeded row goes on from draw to draw, and differs from rows with other seeds."""
+    """A seeded row goes on from draw to draw, and differs from other seeds."""
     logits = torch.zeros(1, 50)
     row = _row(seed=0)
     drawn = [p.draw(logits, [row]).item() for _ in range(20)]
     if len(set(drawn)) < 5:
-        fail("50 equal weights, 20 draws of one seeded row", drawn, "more than a few tokens")
+        fail(
+            "50 equal weights, 20 draws of one seeded row",
+            drawn,
+            "more than a few tokens",
+        )
     firsts = [p.draw(logits, [_row(seed=seed)]).item() for seed in range(20)]
     if len(set(firsts)) < 5:
         fail("50 equal weights, the first draw of seeds 0 to 19", firsts, "many tokens")
@@ -380,7 +433,9 @@ def _ranks(p: SimpleNamespace) -> None:
     expect("no logprobs asked: top_token_ids", got.top_token_ids, None)
 
 
-@_SUITE.property("gather_logprobs", hint="topk of the log-probabilities, capped at the vocabulary")
+@_SUITE.property(
+    "gather_logprobs", hint="topk of the log-probabilities, capped at the vocabulary"
+)
 def _top(p: SimpleNamespace) -> None:
     """The k likeliest come in order, and k may be larger than the vocabulary."""
     logprobs = _logits([1, 4, 3]).log_softmax(-1)
@@ -389,19 +444,29 @@ def _top(p: SimpleNamespace) -> None:
         expect(f"weights [1, 4, 3], {count} asked: top_token_ids", got, [wanted])
 
 
-@_SUITE.property("sample", hint="take log_softmax before anything else happens to the logits")
+@_SUITE.property(
+    "sample", hint="take log_softmax before anything else happens to the logits"
+)
 def _raw(p: SimpleNamespace) -> None:
     """Logprobs are the model's own: before penalties, temperature and filters."""
     logits = _logits([3, 1])
     row = _row(temperature=0.1, top_k=1, output=[0], presence_penalty=1.0, logprobs=2)
     got = p.sample(logits, [row])
     wanted = plain(logits.log_softmax(-1))[0]
-    expect("weights [3, 1], strong parameters: logprob of the token", got.logprobs, wanted[:1])
-    expect("weights [3, 1], strong parameters: top_logprobs", got.top_logprobs, [wanted])
+    expect(
+        "weights [3, 1], strong parameters: logprob of the token",
+        got.logprobs,
+        wanted[:1],
+    )
+    expect(
+        "weights [3, 1], strong parameters: top_logprobs", got.top_logprobs, [wanted]
+    )
     expect("weights [3, 1]: the logits afterwards", logits, _logits([3, 1]))
 
 
-@_SUITE.property("sample", hint="the next step of the loop reads logits again: don't write to them")
+@_SUITE.property(
+    "sample", hint="the next step of the loop reads logits again: don't write to them"
+)
 def _half(p: SimpleNamespace) -> None:
     """Logits in bfloat16 or float16 are computed with in float32."""
     for dtype in (torch.bfloat16, torch.float16):
@@ -410,9 +475,11 @@ def _half(p: SimpleNamespace) -> None:
         expect("dtype of the logprobs", got.dtype, torch.float32)
 
 
-@_SUITE.property("check_logits", "sample", hint="one amax per row finds NaN, +inf and all -inf")
+@_SUITE.property(
+    "check_logits", "sample", hint="one amax per row finds NaN, +inf and all -inf"
+)
 def _bad_rows(p: SimpleNamespace) -> None:
-    """A row of NaN, with +inf, or with nothing left is a ValueError that names the row."""
+    """A row of NaN, with +inf, or with nothing left is a ValueError naming the row."""
     for bad in ([math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]):
         logits = torch.tensor([[0.0, 0.0], bad])
         for name, call in (

@@ -36,7 +36,9 @@ def _children() -> Lexicon:
     girls = "小红 小丽 小美 小芳 小花 妞妞 丽丽 甜甜 圆圆 小燕".split()
     boys = "小明 小刚 小华 小强 乐乐 豆豆 壮壮 小军 明明 小虎".split()
     pairs = zip(boys, girls, strict=True)
-    entries = [Entry(n, f) for pair in pairs for n, f in zip(pair, (HE, SHE), strict=True)]
+    entries = [
+        Entry(n, f) for pair in pairs for n, f in zip(pair, (HE, SHE), strict=True)
+    ]
     return Lexicon(entries, coin=_NAMES, coined=0.25)
 
 
@@ -56,7 +58,9 @@ LEXICONS = {
     "trait": words("善良、快乐、勇敢、安静、聪明、可爱"),
     "color": words("红色、蓝色、绿色、黄色、紫色、白色"),
     "family": words("妈妈、爸爸、奶奶、爷爷、姐姐、哥哥"),
-    "place": words("公园、花园、海边、森林、湖边、农场、河边、市场、山上、学校、草地、操场"),
+    "place": words(
+        "公园、花园、海边、森林、湖边、农场、河边、市场、山上、学校、草地、操场"
+    ),
     "flyer": words("风筝、气球、纸飞机、皮球"),
     "climber": table(
         """
@@ -313,7 +317,10 @@ STORIES = [
     _story(
         "noise",
         [
-            ["{place}的天黑了，{hero.ta}听见奇怪的声音。", "到了晚上，黑暗里有东西在动。"],
+            [
+                "{place}的天黑了，{hero.ta}听见奇怪的声音。",
+                "到了晚上，黑暗里有东西在动。",
+            ],
             [
                 "“是谁？”{hero}问，心跳得很快。",
                 "{hero}很害怕，不敢出声。",
@@ -472,6 +479,8 @@ _OWNERS = {
     "tool": "thing",
 }
 _PLACES = {"hero": "child", "other": "child", "place": "place", "there": "place"}
+PRACTICE = {}  # Chinese names are two characters, and no harder ones are needed
+
 # name, slots, ways to ask, the answer
 QUESTIONS = [
     (

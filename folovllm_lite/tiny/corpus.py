@@ -19,10 +19,12 @@ TURN = "<|im_start|>"
 TURN_END = "<|im_end|>"
 LANGUAGES = {"en": english, "zh": chinese}
 
-# Shares of the kinds of documents; of stories among the turns of a chat; how long a chat
-# can be. Copying a name, keeping apart who has what, and sums are what a small model learns
-# last, and questions teach them with fewer tokens than stories do.
+# Shares of the kinds of documents, in the first stage of training and in the second; of
+# stories among the turns of a chat; how long a chat can be. Copying a name, keeping
+# apart who has what, and sums are what a small model learns last, and questions teach
+# them with fewer tokens than stories do.
 _KINDS = {"story": 0.45, "plain": 0.20, "chat": 0.35}
+_POLISH_KINDS = {"story": 0.35, "plain": 0.35, "chat": 0.30}
 _STORY_TURN = 0.25
 _MAX_TURNS = 4
 
@@ -56,8 +58,8 @@ def _question(name, slots, asks, answer, chat: bool, joint: str) -> Plot:
     return Plot(name, slots, [[answer]], opening, closing=closing, weight=weight)
 
 
-def _grammars(language) -> dict[str, Grammar]:
-    lexicons, joint = language.LEXICONS, language.STORIES[0].joint
+def _grammars(language, lexicons: dict) -> dict[str, Grammar]:
+    joint = language.STORIES[0].joint
     stories = [
         Plot(p.name, p.slots, p.steps, joint=p.joint, closing=END)
         for p in language.STORIES
@@ -65,19 +67,30 @@ def _grammars(language) -> dict[str, Grammar]:
     return {
         "story": Grammar(lexicons, stories),
         "chat_story": Grammar(
-            lexicons, [_chat_story(p, language.STORY_REQUESTS) for p in language.STORIES]
+            lexicons,
+            [_chat_story(p, language.STORY_REQUESTS) for p in language.STORIES],
         ),
         "chat": Grammar(
             lexicons, [_question(*q, chat=True, joint="") for q in language.QUESTIONS]
         ),
         "plain": Grammar(
-            lexicons, [_question(*q, chat=False, joint=joint) for q in language.QUESTIONS]
+            lexicons,
+            [_question(*q, chat=False, joint=joint) for q in language.QUESTIONS],
         ),
     }
 
 
 # language -> kind -> Grammar. Every part of every document comes from one of these.
-GRAMMARS = {name: _grammars(language) for name, language in LANGUAGES.items()}
+GRAMMARS = {
+    name: _grammars(language, language.LEXICONS) for name, language in LANGUAGES.items()
+}
+# The same with the harder words of the first stage of training.
+PRACTICE = {
+    name: _grammars(language, {**language.LEXICONS, **language.PRACTICE})
+    for name, language in LANGUAGES.items()
+}
+# Questions about two people, where the answer has to be told from its neighbour.
+_TWO_PEOPLE = ("where", "who", "color")
 
 
 @dataclass(frozen=True)
@@ -107,13 +120,23 @@ def draw(grammar: Grammar, rng: random.Random, held: bool = False) -> Sample:
             return sample
 
 
-def document(rng: random.Random) -> Document:
-    """Draw a document: a story, a plain question, or a chat of up to 4 turns."""
+def document(rng: random.Random, practice: bool = True) -> Document:
+    """Draw a document: a story, a plain question, or a chat of up to 4 turns.
+
+    Args:
+        rng: decides everything.
+        practice: for the first stage of training, with harder names; else for the
+            second, where plain questions are mostly about two people.
+    """
     language = rng.choice(list(LANGUAGES))
-    grammars = GRAMMARS[language]
-    kind = rng.choices(list(_KINDS), _KINDS.values())[0]
+    grammars = (PRACTICE if practice else GRAMMARS)[language]
+    kinds = _KINDS if practice else _POLISH_KINDS
+    kind = rng.choices(list(kinds), kinds.values())[0]
     if kind != "chat":
         part = draw(grammars[kind], rng)
+        if kind == "plain" and not practice:
+            while not part.plot.startswith(_TWO_PEOPLE) and rng.random() < 0.6:
+                part = draw(grammars[kind], rng)
         start = END if rng.random() < 0.5 else ""
         return Document(language, kind, start + part.text, (part,))
     system = ""

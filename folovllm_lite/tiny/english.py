@@ -2,27 +2,31 @@
 
 from folovllm_lite.tiny.grammar import Coin, Entry, Lexicon, Plot
 
-SHE = {"he": "she", "He": "She", "him": "her", "his": "her", "His": "Her", "kid": "girl"}
+SHE = {
+    "he": "she",
+    "He": "She",
+    "him": "her",
+    "his": "her",
+    "His": "Her",
+    "kid": "girl",
+}
 HE = {"he": "he", "He": "He", "him": "him", "his": "his", "His": "His", "kid": "boy"}
 
-_FIRST = tuple("b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh st t th tr v w y z".split())
+_FIRST = tuple(
+    "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh st t th tr v w y z".split()
+)
 _VOWEL = tuple("a e i o u ee oo ia".split())
 _CODA = ("", "", "n", "l", "r", "x", "m")
 _SYLLABLE = (_FIRST, _VOWEL, _CODA)
+_SHORT, _LONG = _SYLLABLE + _SYLLABLE, _SYLLABLE + _SYLLABLE + _SYLLABLE
+_VOWEL_FIRST = (tuple("aeiou"), *_SYLLABLE)
 # Invented names: Zorbo, Aria, Thimel.
-_NAMES = Coin(
-    shapes=(
-        _SYLLABLE + _SYLLABLE,
-        _SYLLABLE + _SYLLABLE + _SYLLABLE,
-        (tuple("aeiou"), *_SYLLABLE),
-    ),
-    kinds=(SHE, HE),
-    capital=True,
-)
+_NAMES = Coin(shapes=(_SHORT, _VOWEL_FIRST), kinds=(SHE, HE), capital=True)
+_LONG_NAMES = Coin(shapes=(_SHORT, _LONG, _VOWEL_FIRST), kinds=(SHE, HE), capital=True)
 
 
 def words(text: str, zipf: float | None = None) -> Lexicon:
-    """A lexicon from a comma-separated list; every entry gets an article, `{x.a}` and `{x.A}`."""
+    """A lexicon from a comma-separated list; `{x.a}` and `{x.A}` add the article."""
     entries = []
     for word in text.split(", "):
         article = "an" if word[0] in "aeiou" else "a"
@@ -43,12 +47,14 @@ def table(text: str, *forms: str) -> Lexicon:
     return Lexicon(entries)
 
 
-def _children() -> Lexicon:
+def _children(coin: Coin) -> Lexicon:
     girls = "Lily Mia Anna Lucy Emma Rose Nina Sara Ella Zoe Amy Ruby".split()
     boys = "Tom Ben Max Sam Leo Jack Tim Finn Dan Noah Bob Oscar".split()
     pairs = zip(girls, boys, strict=True)
-    entries = [Entry(n, f) for pair in pairs for n, f in zip(pair, (SHE, HE), strict=True)]
-    return Lexicon(entries, coin=_NAMES, coined=0.25)
+    entries = [
+        Entry(n, f) for pair in pairs for n, f in zip(pair, (SHE, HE), strict=True)
+    ]
+    return Lexicon(entries, coin=coin, coined=0.25)
 
 
 def _sums(sign: str) -> Lexicon:
@@ -63,7 +69,7 @@ def _sums(sign: str) -> Lexicon:
 
 
 LEXICONS = {
-    "child": _children(),
+    "child": _children(_NAMES),
     "trait": words("kind, happy, brave, quiet, clever, funny"),
     "color": words("red, blue, green, yellow, purple, orange"),
     "family": words("mother, father, grandma, grandpa, sister, brother"),
@@ -387,7 +393,7 @@ STORIES = [
             ],
             [
                 '"{noise.sound}!" It was only a little {noise}.',
-                "It was just a small {noise}. \"{noise.sound}!\" it said.",
+                'It was just a small {noise}. "{noise.sound}!" it said.',
             ],
             [
                 "{hero} laughed and petted the {noise}.",
@@ -500,7 +506,7 @@ STORIES = [
             ],
             [
                 "{hero} had an idea. {hero.He} made a {color} {craft}.",
-                'So {hero.he} sat down and made a {color} {craft}.',
+                "So {hero.he} sat down and made a {color} {craft}.",
             ],
             [
                 "It took the whole morning.",
@@ -535,6 +541,10 @@ STORY_REQUESTS = [
 
 _TWO = "{hero} is {place.at}. {other} is {there.at}."
 _HAVE = "{hero} has a {color} {toy}. {other} has a {hue} {tool}."
+# Training begins with harder names than anyone will ask for: nothing else makes a model
+# copy letter by letter as early.
+PRACTICE = {"child": _children(_LONG_NAMES)}
+
 # name, slots, ways to ask, the answer
 QUESTIONS = [
     (
@@ -552,7 +562,11 @@ QUESTIONS = [
     (
         "subtract",
         {"s": "minus"},
-        ["What is {s.a} - {s.b}?", "{s.a} - {s.b} = ?", "How much is {s.a} minus {s.b}?"],
+        [
+            "What is {s.a} - {s.b}?",
+            "{s.a} - {s.b} = ?",
+            "How much is {s.a} minus {s.b}?",
+        ],
         "{s.a} - {s.b} = {s.c}.",
     ),
     (
@@ -587,58 +601,116 @@ QUESTIONS = [
     ),
     (
         "who_first",
-        {"hero": "child", "other": "child", "color": "color", "hue": "color",
-         "toy": "flyer", "tool": "thing"},
+        {
+            "hero": "child",
+            "other": "child",
+            "color": "color",
+            "hue": "color",
+            "toy": "flyer",
+            "tool": "thing",
+        },
         [_HAVE + " Who has the {toy}?"],
         "{hero} has the {toy}.",
     ),
     (
         "who_second",
-        {"hero": "child", "other": "child", "color": "color", "hue": "color",
-         "toy": "flyer", "tool": "thing"},
+        {
+            "hero": "child",
+            "other": "child",
+            "color": "color",
+            "hue": "color",
+            "toy": "flyer",
+            "tool": "thing",
+        },
         [_HAVE + " Who has the {tool}?"],
         "{other} has the {tool}.",
     ),
     (
         "color_first",
-        {"hero": "child", "other": "child", "color": "color", "hue": "color",
-         "toy": "flyer", "tool": "thing"},
+        {
+            "hero": "child",
+            "other": "child",
+            "color": "color",
+            "hue": "color",
+            "toy": "flyer",
+            "tool": "thing",
+        },
         [_HAVE + " What color is the {toy}?"],
         "The {toy} is {color}.",
     ),
     (
         "color_second",
-        {"hero": "child", "other": "child", "color": "color", "hue": "color",
-         "toy": "flyer", "tool": "thing"},
+        {
+            "hero": "child",
+            "other": "child",
+            "color": "color",
+            "hue": "color",
+            "toy": "flyer",
+            "tool": "thing",
+        },
         [_HAVE + " What color is the {tool}?"],
         "The {tool} is {hue}.",
     ),
-    ("fact", {"f": "fact"}, ["{f}?", "Tell me: {f}?", "I have a question. {f}?", "{f}"], "{f.answer}"),
+    (
+        "fact",
+        {"f": "fact"},
+        ["{f}?", "Tell me: {f}?", "I have a question. {f}?", "{f}"],
+        "{f.answer}",
+    ),
     (
         "animal",
         {"x": "animal"},
-        ["What does the {x} say?", "What does {x.a} say?", "What sound does {x.a} make?"],
+        [
+            "What does the {x} say?",
+            "What does {x.a} say?",
+            "What sound does {x.a} make?",
+        ],
         "{x.The} says {x.says}.",
     ),
     (
         "greeting",
         {},
-        ["Hello!", "Hi", "Hello", "Hi!", "Hello, how are you?", "Good morning!", "hello", "hi"],
+        [
+            "Hello!",
+            "Hi",
+            "Hello",
+            "Hi!",
+            "Hello, how are you?",
+            "Good morning!",
+            "hello",
+            "hi",
+        ],
         "Hello! I am happy to talk with you.",
     ),
     (
         "name",
         {"hero": "child"},
-        ["Hello, my name is {hero}.", "My name is {hero}.", "I am {hero}.", "Hi, I am {hero}!"],
+        [
+            "Hello, my name is {hero}.",
+            "My name is {hero}.",
+            "I am {hero}.",
+            "Hi, I am {hero}!",
+        ],
         "Hello, {hero}! Nice to meet you.",
     ),
     (
         "self",
         {},
-        ["Who are you?", "What is your name?", "What are you?", "What can you do?", "who are you"],
+        [
+            "Who are you?",
+            "What is your name?",
+            "What are you?",
+            "What can you do?",
+            "who are you",
+        ],
         "I am Folo, a very small language model. I tell stories and answer easy questions.",
     ),
-    ("thanks", {}, ["Thank you!", "Thanks!", "Thank you", "thanks"], "You are welcome!"),
+    (
+        "thanks",
+        {},
+        ["Thank you!", "Thanks!", "Thank you", "thanks"],
+        "You are welcome!",
+    ),
     ("bye", {}, ["Goodbye!", "Bye!", "See you!", "bye"], "Goodbye! See you soon."),
 ]
 SYSTEM = ["You are a helpful assistant.", "You are Folo.", "Answer in English."]

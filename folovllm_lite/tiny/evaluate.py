@@ -3,8 +3,8 @@
 Because a grammar wrote the corpus, quality is a count and not an opinion: how many
 sampled stories the grammar accepts, how many held-out questions are answered right, and
 how far the held-out perplexity lies above the grammar's own entropy. Everything runs
-through `LLM`, the way a learner uses the model. `--write` puts the figures into the model
-card; without it they are only printed.
+through `LLM`, the way a learner uses the model. `--write` puts the figures into the
+model card; without it they are only printed.
 """
 
 import argparse
@@ -25,7 +25,13 @@ from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.tiny import corpus
 
 PROMPTS = {
-    "en": ["Once upon a time", "One day,", "{} went to the", "{} was a", "There was once"],
+    "en": [
+        "Once upon a time",
+        "One day,",
+        "{} went to the",
+        "{} was a",
+        "There was once",
+    ],
     "zh": ["从前", "有一天，", "{}去", "{}是一个", "一天早上，"],
 }
 NAMES = {"en": "English", "zh": "Chinese"}
@@ -43,7 +49,7 @@ def prompts(language: str, count: int, seed: int) -> list[str]:
 
 
 def stories(llm: LLM, starts: list[str], temperature: float, top_p: float) -> list[str]:
-    """A story for each beginning; one that does not end within 300 tokens stays open."""
+    """A story for each beginning; what does not end within 300 tokens stays open."""
     params = [
         SamplingParams(temperature=temperature, top_p=top_p, max_tokens=300, seed=seed)
         for seed in range(len(starts))
@@ -75,7 +81,9 @@ def perplexity(llm: LLM, samples: list[corpus.Sample], grammar: corpus.Grammar) 
         ids = torch.tensor(start + tokenizer.encode(sample.text), device=llm.device)
         positions = torch.arange(len(ids) - 1, device=llm.device)
         logits = model.logits(model(ids[:-1], PlainContext(positions))).float()
-        nats += torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()
+        nats += torch.nn.functional.cross_entropy(
+            logits, ids[1:], reduction="sum"
+        ).item()
         tokens += len(ids) - 1
     bound = corpus.entropy(samples, grammar) * len(samples)
     return {
@@ -86,10 +94,13 @@ def perplexity(llm: LLM, samples: list[corpus.Sample], grammar: corpus.Grammar) 
     }
 
 
-def questions(llm: LLM, language: str, count: int, seed: int) -> tuple[float, list[str]]:
+def questions(
+    llm: LLM, language: str, count: int, seed: int
+) -> tuple[float, list[str]]:
     """Share of held-out questions answered right, and the wrong answers.
 
-    Right means: word for word what the grammar answers, and the turn ended by the model.
+    Right means: word for word what the grammar answers, and the turn ended by the
+        model.
     """
     grammar = corpus.GRAMMARS[language]["chat"]
     rng = random.Random(f"{seed} questions")
@@ -132,7 +143,10 @@ def evaluate(directory: Path, scale: float = 1.0, seed: int = 1) -> dict:
             "perplexity": {
                 kind: perplexity(
                     llm,
-                    [corpus.draw(grammars[kind], rng, held=True) for _ in range(many(500))],
+                    [
+                        corpus.draw(grammars[kind], rng, held=True)
+                        for _ in range(many(500))
+                    ],
                     grammars[kind],
                 )
                 for kind in ("story", "plain")
@@ -149,30 +163,33 @@ def card(directory: Path, figures: dict) -> str:
         about = file.metadata()
         parameters = sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())
     config = json.loads((directory / "config.json").read_text())
+    megabytes = weights.stat().st_size / 1e6
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     lines = [
         "# Folo, the embedded model",
         "",
-        "A Qwen3-architecture language model that fits into this repository. It tells short",
-        "children's stories, answers easy questions and adds small numbers, in English and",
-        "Chinese. It knows nothing else: its whole world is the grammar in",
+        "A Qwen3-architecture language model that fits into this repository. It tells",
+        "short children's stories, answers easy questions and adds small numbers, in",
+        "English and Chinese. It knows nothing else: its whole world is the grammar in",
         "`folovllm_lite/tiny/english.py` and `chinese.py`, which wrote its corpus.",
         "",
         "| | |",
         "|---|---|",
         f"| parameters | {parameters:,} (tied embeddings) |",
-        f"| layers, hidden, heads, KV heads, head size | {config['num_hidden_layers']}, "
-        f"{config['hidden_size']}, {config['num_attention_heads']}, "
+        "| layers, hidden, heads, KV heads, head size | "
+        f"{config['num_hidden_layers']}, {config['hidden_size']}, "
+        f"{config['num_attention_heads']}, "
         f"{config['num_key_value_heads']}, {config['head_dim']} |",
         f"| vocabulary | {config['vocab_size']:,}, byte-level BPE |",
-        f"| file | {weights.stat().st_size / 1e6:.1f} MB, float16 (computed in float32) |",
-        f"| sha256 of model.safetensors | `{hashlib.sha256(weights.read_bytes()).hexdigest()}` |",
-        f"| made by | `python -m folovllm_lite.tiny.train --seed {about['seed']} "
-        f"--steps {about['steps']}`, {int(about['seconds']) // 60} minutes on two cores |",
+        f"| file | {megabytes:.1f} MB, float16 (computed in float32) |",
+        f"| sha256 of model.safetensors | `{digest}` |",
+        f"| made by | `python -m folovllm_lite.tiny.train --seed {about['seed']}`, "
+        f"{int(about['seconds']) // 60} minutes on two cores |",
         "",
         "## Measured quality",
         "",
-        "By `python -m folovllm_lite.tiny.evaluate`, on texts that training never saw (one",
-        "text in 32 is held out by its hash) and on prompts that a learner would type.",
+        "By `python -m folovllm_lite.tiny.evaluate`, on texts that training never saw",
+        "(one text in 32 is held out by its hash) and on prompts that a learner types.",
         "",
         "| | English | Chinese |",
         "|---|---|---|",
@@ -203,15 +220,18 @@ def card(directory: Path, figures: dict) -> str:
     for temperature, word in (("0.2", "repeat"), ("1.0", "vary"), ("3.0", "break")):
         row(
             f"temperature {temperature}: stories {word} (distinct, accepted)",
-            lambda f, t=temperature: "{distinct:.0%}, {accepted:.0%}".format(**f["dial"][t]),
+            lambda f, t=temperature: "{distinct:.0%}, {accepted:.0%}".format(
+                **f["dial"][t]
+            ),
         )
     lines += [
         "",
         "## Limits",
         "",
-        "Trained on texts of up to about 400 tokens. Names that it has never seen are copied",
-        "well as long as they look like names; a word or a question from outside its grammar",
-        "gets an answer from inside it. License: Apache-2.0, like the rest.",
+        "Trained on texts of up to about 400 tokens. Names that it has never seen",
+        "are copied well as long as they look like names; a word or a question from",
+        "outside its grammar gets an answer from inside it.",
+        "License: Apache-2.0, like the rest.",
         "",
     ]
     return "\n".join(lines)

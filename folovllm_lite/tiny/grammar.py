@@ -6,10 +6,10 @@ from its lexicon; every later mention repeats it. That is all it takes for a sto
 keep its hero, its place and its object to the last line.
 
 The same data is read in two directions. `Grammar.sample` writes a text and
-`Grammar.logprob` parses one: it sums over every derivation that yields exactly that text.
-A text without a derivation has log-probability -inf, which is what "the grammar rejects
-it" means here. So the corpus has an exact entropy, and a model trained on it can be
-measured against a bound instead of against taste.
+`Grammar.logprob` parses one: it sums over every derivation that yields exactly that
+text. A text without a derivation has log-probability -inf, which is what "the grammar
+rejects it" means here. So the corpus has an exact entropy, and a model trained on it
+can be measured against a bound instead of against taste.
 
 This module knows nothing of languages, tokens or models.
 """
@@ -43,9 +43,9 @@ class Entry:
 class Coin:
     """An open class of invented words, built from parts by `shapes`.
 
-    `shapes` is a list of alternatives, each a list of part lists: a shape is picked, then
-    one part from each list, all with equal chances. `kinds` are the sets of forms that an
-    invented word can take (she, he). `capital` writes the first letter large.
+    `shapes` is a list of alternatives, each a list of part lists: a shape is picked,
+    then one part from each list, all with equal chances. `kinds` are the sets of forms
+    that an invented word can take (she, he). `capital` writes the first letter large.
     """
 
     shapes: tuple[tuple[tuple[str, ...], ...], ...]
@@ -131,8 +131,8 @@ class Lexicon:
     ) -> Iterator[tuple[Entry, float]]:
         """Every entry whose `form` stands in `text` at `start`, with its log-prob.
 
-        A pronoun may come before an invented name ("a boy named ..."): the entry is then
-        yielded with an empty text, and `name` reads its name when it comes.
+        A pronoun may come before an invented name ("a boy named ..."): the entry is
+        then yielded with an empty text, and `name` reads its name when it comes.
         """
         free = self._free(taken)
         for entry, prob in zip(self.entries, self.probs, strict=True):
@@ -151,7 +151,7 @@ class Lexicon:
     def name(
         self, entry: Entry, text: str, start: int, taken: list[Entry]
     ) -> Iterator[tuple[Entry, float]]:
-        """Give a nameless `entry` every invented name that stands in `text` at `start`."""
+        """Give a nameless `entry` every invented name that `text` holds at `start`."""
         for word, logp in self.coin.match_name(text, start):
             if all(word != other.text for other in taken):
                 yield Entry(word, entry.forms), logp
@@ -251,12 +251,10 @@ class Grammar:
                     logp += cost
                 words.append(bound[slot].form(form))
             written.append("".join(words))
-        return Sample(
-            plot.name, "".join(written), written[0], logp, bool(plot.slots)
-        )
+        return Sample(plot.name, "".join(written), written[0], logp, bool(plot.slots))
 
     def logprob(self, text: str) -> float:
-        """Natural log-probability of exactly this text; -inf if no derivation has it."""
+        """Natural log-probability of this text; -inf if no derivation has it."""
         logps = [
             weight + logp
             for index, weight in enumerate(self._log_weights)
@@ -278,7 +276,9 @@ class Grammar:
             if at == len(text):
                 yield 0.0
             return
-        for template, cost in zip(steps[step], self._choice(len(steps[step])), strict=True):
+        for template, cost in zip(
+            steps[step], self._choice(len(steps[step])), strict=True
+        ):
             for logp in self._parts(index, text, at, step, template, 0, bound):
                 yield cost + logp
 

@@ -2,7 +2,8 @@
 
 One command makes the tokenizer, trains the transformer of `folovllm_lite.qwen3` on the
 corpus and writes a checkpoint in Hugging Face layout. The run is a function of its seed
-(on one machine and thread count), can be stopped with Ctrl-C, and goes on with --resume.
+(on one machine and thread count), can be stopped with Ctrl-C, and goes on with
+--resume.
 """
 
 import argparse
@@ -12,16 +13,18 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from folovllm_lite.model_loader import EMBEDDED_MODEL
+from folovllm_lite.model_loader import EMBEDDED_MODEL, load_weights
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
 from folovllm_lite.tiny import corpus
 
@@ -34,9 +37,30 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with an optimizer and a schedule of its own.
+
+    Args:
+        name: what progress bar and files call it.
+        steps: optimizer steps.
+        peak: the highest learning rate.
+        practice: see `corpus.document`.
+    """
+
+    name: str
+    steps: int
+    peak: float
+    practice: bool
+
+
+STAGES = (Stage("practice", 15000, 4e-3, True), Stage("polish", 6500, 2e-3, False))
+
 # Documents are drawn, sorted by length and cut into batches a chunk at a time. Sorting
 # keeps the padding small: rows of one batch are about equally long.
 _CHUNK = 4096
+_STATE = "train_state.pt"
 
 
 def model_config() -> dict:
@@ -115,14 +139,16 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE + "\n")
 
 
-def save_model(model: Qwen3, directory: Path, about: dict[str, str]) -> None:
+def save_model(
+    model: Qwen3, directory: Path, config: dict, about: dict[str, str]
+) -> None:
     """Write config.json, generation_config.json and model.safetensors.
 
     The weights are stored in float16, half the bytes, and computed with in float32, as
     "torch_dtype" says. The difference is measured by `evaluate` like everything else,
     since that loads these files. `about` goes into the header of the safetensors file.
     """
-    _write_json(directory / "config.json", model_config())
+    _write_json(directory / "config.json", config)
     generation = {"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 0}
     _write_json(directory / "generation_config.json", generation)
     tensors = {
@@ -150,14 +176,16 @@ class BatchContext:
         return out.transpose(1, 2).flatten(0, 1)
 
 
-def batches(tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[Tensor]:
-    """Endless batches of about `tokens` tokens, ids [B, T], padded with -1 on the right.
+def batches(
+    tokenizer: Tokenizer, seed: int | str, tokens: int, practice: bool = True
+) -> Iterator[Tensor]:
+    """Endless batches of about `tokens` tokens, ids [B, T], right-padded with -1.
 
     The n-th batch depends on the arguments alone.
     """
     for chunk in itertools.count():
         rng = random.Random(f"{seed} chunk {chunk}")
-        texts = [corpus.document(rng).text for _ in range(_CHUNK)]
+        texts = [corpus.document(rng, practice).text for _ in range(_CHUNK)]
         rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
         # Cut from the longest down, so that a batch's first row is its length.
         rows.sort(key=len, reverse=True)
@@ -178,7 +206,9 @@ def loss(model: Qwen3, ids: Tensor) -> Tensor:
     """Mean cross-entropy in nats of the next token over a padded batch [B, T]."""
     inputs, targets = ids[:, :-1], ids[:, 1:]
     hidden = model(inputs.clamp(min=0).flatten(), BatchContext(*inputs.shape))
-    keep = (targets != -1).flatten()  # the head is a fifth of the work: skip the padding
+    keep = (
+        targets != -1
+    ).flatten()  # the head is a fifth of the work: skip the padding
     return F.cross_entropy(model.logits(hidden[keep]), targets.flatten()[keep])
 
 
@@ -207,54 +237,67 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 def train(
     directory: Path,
+    stage: Stage,
     *,
-    steps: int,
     seed: int = 0,
     batch_tokens: int = 1024,
-    peak: float = 4e-3,
     resume: bool = False,
     config: dict | None = None,
     save_every: int = 500,
-) -> Qwen3:
-    """Train and write the checkpoint to `directory`; also returns the model.
+) -> None:
+    """Train through one stage and write the checkpoint to `directory`.
+
+    The first stage makes the tokenizer and begins with random weights; any other begins
+    with the checkpoint that `directory` holds.
 
     Args:
         directory: where the checkpoint and, while it runs, `train_state.pt` go.
-        steps: optimizer steps in all.
+        stage: what to do.
         seed: of the corpus, the tokenizer and the initial weights.
         batch_tokens: tokens of a batch, padding included.
-        peak: the highest learning rate.
         resume: continue from `train_state.pt` in `directory`.
         config: config.json to use instead of the embedded model's.
         save_every: steps between two saved states.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing to resume, or another run's state.
     """
-    state_file = directory / "train_state.pt"
-    identity = {"seed": seed, "steps": steps, "batch_tokens": batch_tokens, "lr": peak}
-    model = Qwen3(Qwen3Config.from_hf(config or model_config())).train()
+    state_file = directory / _STATE
+    identity = {**asdict(stage), "seed": seed, "batch_tokens": batch_tokens}
+    config = config or model_config()
+    model = Qwen3(Qwen3Config.from_hf(config)).train()
     weights = list(model.parameters())
     matrices = [w for w in weights if w.dim() > 1]
     vectors = [w for w in weights if w.dim() == 1]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0}],
-        lr=peak,
+        [
+            {"params": matrices, "weight_decay": 0.05},
+            {"params": vectors, "weight_decay": 0},
+        ],
+        lr=stage.peak,
         betas=(0.9, 0.95),
         fused=True,
     )
     start, spent = 0, 0.0
     if resume:
-        if not state_file.exists():
-            raise FileNotFoundError(f"nothing to resume: {state_file} does not exist")
-        state = torch.load(state_file, weights_only=True)
+        state = saved_state(directory)
         if state["run"] != identity:
-            raise ValueError(f"the saved run is {state['run']}, but asked is {identity}")
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+            raise ValueError(
+                f"the saved run is {state['run']}, but asked is {identity}"
+            )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, spent = state["step"], state["seconds"]
-    else:
-        tokenizer = train_tokenizer(seed)
-        save_tokenizer(tokenizer, directory)
+    elif stage.practice:
+        save_tokenizer(train_tokenizer(seed), directory)
         initialize(model, seed)
+    else:
+        load_weights(model, directory)
+        with safe_open(directory / "model.safetensors", "pt") as file:
+            spent = float(file.metadata()["seconds"])
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    # The seed of the first stage's corpus is the bare number.
+    corpus_seed = seed if stage.practice else f"{seed} {stage.name}"
 
     def save(step: int) -> None:
         seconds = spent + time.perf_counter() - began
@@ -269,17 +312,21 @@ def train(
         torch.save(state, partial)
         partial.replace(state_file)  # never half a file, whenever the power goes
         about = {**identity, "step": step, "seconds": round(seconds)}
-        save_model(model, directory, {key: str(value) for key, value in about.items()})
+        save_model(
+            model, directory, config, {k: str(value) for k, value in about.items()}
+        )
 
     began, step, average = time.perf_counter(), start, None
-    data = batches(tokenizer, seed, batch_tokens)
+    data = batches(tokenizer, corpus_seed, batch_tokens, stage.practice)
     for _ in range(start):
         next(data)
-    bar = tqdm(total=steps, initial=start, desc="train", unit="step", mininterval=5)
+    bar = tqdm(
+        total=stage.steps, initial=start, desc=stage.name, unit="step", mininterval=5
+    )
     try:
-        while step < steps:
+        while step < stage.steps:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, peak)
+                group["lr"] = learning_rate(step, stage.steps, stage.peak)
             value = loss(model, next(data))
             value.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -296,7 +343,14 @@ def train(
         bar.close()
         save(step)
     state_file.unlink()
-    return model.eval()
+
+
+def saved_state(directory: Path) -> dict:
+    """What a stopped run left in `directory`; FileNotFoundError if there is none."""
+    file = directory / _STATE
+    if not file.exists():
+        raise FileNotFoundError(f"nothing to resume: {file} does not exist")
+    return torch.load(file, weights_only=True)
 
 
 def _write_json(path: Path, value: dict) -> None:
@@ -307,24 +361,26 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m folovllm_lite.tiny.train",
-        description="Train the embedded model from nothing, in about an hour on two cores.",
+        description="Train the embedded model from nothing: an hour on two cores.",
     )
-    parser.add_argument("--out", type=Path, default=EMBEDDED_MODEL, help="directory to write")
-    parser.add_argument("--steps", type=int, default=15000, help="optimizer steps")
-    parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of a batch")
-    parser.add_argument("--lr", type=float, default=4e-3, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="of corpus and weights")
-    parser.add_argument("--resume", action="store_true", help="go on where it stopped")
+    add = parser.add_argument
+    add("--out", type=Path, default=EMBEDDED_MODEL, help="directory to write")
+    add("--seed", type=int, default=0, help="of corpus and weights (0)")
+    add(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="share of the steps, for a quick try (1)",
+    )
+    add("--resume", action="store_true", help="go on where it stopped")
     args = parser.parse_args(argv)
+    stages = [replace(s, steps=max(1, round(s.steps * args.scale))) for s in STAGES]
     try:
-        train(
-            args.out,
-            steps=args.steps,
-            seed=args.seed,
-            batch_tokens=args.batch_tokens,
-            peak=args.lr,
-            resume=args.resume,
-        )
+        if args.resume:
+            name = saved_state(args.out)["run"]["name"]
+            stages = stages[[stage.name for stage in stages].index(name) :]
+        for i, stage in enumerate(stages):
+            train(args.out, stage, seed=args.seed, resume=args.resume and i == 0)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

@@ -39,7 +39,11 @@ def llm(shared_llm):
         ([], ValueError, None),
         ({"prompt_token_ids": []}, ValueError, "the prompt is empty"),
         ({"prompt_token_ids": list(range(2, 45))}, ValueError, "40.*43 tokens"),
-        ({"prompt_token_ids": [5] * 35}, ValueError, "35 tokens and max_tokens is 6: 41"),
+        (
+            {"prompt_token_ids": [5] * 35},
+            ValueError,
+            "35 tokens and max_tokens is 6: 41",
+        ),
         ({"prompt_token_ids": [5, 320]}, ValueError, "320 is outside.*320"),
         ({"prompt_token_ids": [-1]}, ValueError, "-1 is outside"),
         ({"prompt_token_ids": [1.5]}, TypeError, "1.5"),
@@ -107,16 +111,29 @@ def test_unknown_keywords_are_a_type_error(path):
         LLM(str(path), max_num_seq=3)
 
 
-INTS = ["n", "best_of", "top_k", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs"]
+INTS = [
+    "n",
+    "best_of",
+    "top_k",
+    "max_tokens",
+    "min_tokens",
+    "logprobs",
+    "prompt_logprobs",
+]
 FLOATS = ["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty",
           "repetition_penalty", "length_penalty"]  # fmt: skip
 FLAGS = ["include_stop_str_in_output", "ignore_eos", "skip_special_tokens",
-         "spaces_between_special_tokens", "use_beam_search", "early_stopping"]  # fmt: skip
+         "spaces_between_special_tokens", "use_beam_search",
+         "early_stopping"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "field, value",
-    [(name, value) for name in [*INTS, "seed"] for value in (1.0, "1", True, [1], math.nan)]
+    [
+        (name, value)
+        for name in [*INTS, "seed"]
+        for value in (1.0, "1", True, [1], math.nan)
+    ]
     + [(name, value) for name in FLOATS for value in ("1", True, None, [1.0])]
     + [(name, value) for name in FLAGS for value in (1, "yes", None)]
     + [("stop", value) for value in (1, [1], {"a": 1}, [None])]
@@ -224,7 +241,9 @@ def test_a_truncated_weights_file(tmp_path, keep):
     file = broken / "model.safetensors"
     assert file.stat().st_size > 20_000
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="model.safetensors can't be read, is it cut off"):
+    with pytest.raises(
+        ValueError, match="model.safetensors can't be read, is it cut off"
+    ):
         LLM(str(broken), device="cpu")
 
 
@@ -254,7 +273,10 @@ def test_a_config_that_does_not_fit_the_weights_lists_every_tensor(tmp_path):
     with pytest.raises(ValueError) as caught:
         LLM(str(broken), device="cpu")
     message = str(caught.value)
-    assert "misshapen: model.layers.0.mlp.up_proj.weight is [64, 48], not [32, 48]" in message
+    assert (
+        "misshapen: model.layers.0.mlp.up_proj.weight is [64, 48], not [32, 48]"
+        in message
+    )
     assert "missing: model.layers.2.self_attn.q_norm.weight" in message
 
 

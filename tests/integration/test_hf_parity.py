@@ -1,4 +1,5 @@
-"""Our transformer against Hugging Face's, on random checkpoints of all three families."""
+"""Our transformer against Hugging Face's, on random checkpoints of all three
+families."""
 
 import pytest
 import torch
@@ -40,7 +41,10 @@ CASES = [
     ("llama", {}),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
     ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
-    ("llama", {"num_attention_heads": 8, "num_key_value_heads": 8, "rms_norm_eps": 1e-3}),
+    (
+        "llama",
+        {"num_attention_heads": 8, "num_key_value_heads": 8, "rms_norm_eps": 1e-3},
+    ),
 ]
 
 
@@ -139,7 +143,9 @@ def _not_causal(monkeypatch):
 )
 def test_the_comparison_bites(mutate, changes, monkeypatch):
     """Each of these has been shipped by somebody; none may pass for parity."""
-    ids = torch.randint(0, VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(
+        0, VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(1)
+    )
     ours, theirs = both("qwen3", changes)
     want = theirs(ids[None]).logits[0]
     assert (plain(ours, ids) - want).abs().max() < 1e-4

@@ -15,7 +15,8 @@ from tests.helpers import make_checkpoint
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
-    """A random model: its texts make no sense, so nothing passes because it is likely."""
+    """A random model: its texts make no sense, so nothing passes because it is
+    likely."""
     return LLM(str(make_checkpoint(tmp_path_factory.mktemp("random"))), device="cpu")
 
 
@@ -102,7 +103,9 @@ def test_stop_token_ends_the_text_and_is_kept_in_the_tokens(llm):
 
 def test_min_tokens_keeps_the_end_away(llm):
     free = tokens(llm, temperature=0, max_tokens=12, ignore_eos=True)
-    late = one(llm, temperature=0, max_tokens=12, min_tokens=9, stop_token_ids=[free[2]])
+    late = one(
+        llm, temperature=0, max_tokens=12, min_tokens=9, stop_token_ids=[free[2]]
+    )
     assert len(late.outputs[0].token_ids) >= 9
     assert free[2] not in late.outputs[0].token_ids[:9]
 
@@ -110,7 +113,9 @@ def test_min_tokens_keeps_the_end_away(llm):
 def test_the_end_of_sequence_token_ends_unless_ignored(embedded_llm):
     prompt = "What is 2 + 3?"
     ended = one(embedded_llm, prompt, temperature=0, max_tokens=40).outputs[0]
-    on = one(embedded_llm, prompt, temperature=0, max_tokens=40, ignore_eos=True).outputs[0]
+    on = one(
+        embedded_llm, prompt, temperature=0, max_tokens=40, ignore_eos=True
+    ).outputs[0]
     assert (ended.finish_reason, ended.stop_reason) == ("stop", None)
     assert (on.finish_reason, len(on.token_ids)) == ("length", 40)
     assert on.token_ids[: len(ended.token_ids)] == ended.token_ids
@@ -118,7 +123,8 @@ def test_the_end_of_sequence_token_ends_unless_ignored(embedded_llm):
 
 @pytest.mark.parametrize("include", [False, True])
 def test_stop_string_across_tokens(embedded_llm, include):
-    """" wen" begins inside one token and ends inside another, or is cut somewhere else."""
+    """ " wen" begins inside one token and ends inside another, or is cut somewhere
+    else."""
     free = one(embedded_llm, "Lily", temperature=0, max_tokens=40).outputs[0].text
     stop = free[9:15]
     output = one(
@@ -174,7 +180,12 @@ def test_unseeded_requests_differ_but_a_new_llm_repeats_them(tmp_path):
 
 def test_temperature_top_k_top_p_min_p_narrow_the_choice(llm):
     greedy = tokens(llm, temperature=0, max_tokens=8)
-    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-4}):
+    for narrow in (
+        {"top_k": 1},
+        {"top_p": 1e-6},
+        {"min_p": 1.0},
+        {"temperature": 1e-4},
+    ):
         assert tokens(llm, max_tokens=8, seed=2, **narrow) == greedy, narrow
     assert tokens(llm, max_tokens=8, seed=2) != greedy
 
@@ -184,15 +195,27 @@ def test_penalties_change_the_course(embedded_llm):
     plain = tokens(embedded_llm, prompt, temperature=0, max_tokens=30, ignore_eos=True)
     assert len(set(plain)) < len(plain)
     never_twice = tokens(
-        embedded_llm, prompt, temperature=0, max_tokens=30, ignore_eos=True,
+        embedded_llm,
+        prompt,
+        temperature=0,
+        max_tokens=30,
+        ignore_eos=True,
         repetition_penalty=1e6,
     )
     ids = embedded_llm.get_tokenizer().encode(prompt)
     assert len(set(never_twice)) == 30 and not set(never_twice) & set(ids)
     for name in ("presence_penalty", "frequency_penalty"):
-        assert tokens(
-            embedded_llm, prompt, temperature=0, max_tokens=30, ignore_eos=True, **{name: 2.0}
-        ) != plain
+        assert (
+            tokens(
+                embedded_llm,
+                prompt,
+                temperature=0,
+                max_tokens=30,
+                ignore_eos=True,
+                **{name: 2.0},
+            )
+            != plain
+        )
 
 
 def test_logprobs_have_vllms_shape(llm):
@@ -202,7 +225,9 @@ def test_logprobs_have_vllms_shape(llm):
         assert list(found)[0] == token_id and len(found) == 3
         assert [item.rank for item in found.values()] == [1, 2, 3]
         assert found[token_id].decoded_token == llm.get_tokenizer().decode([token_id])
-    total = sum(f[t].logprob for t, f in zip(output.token_ids, output.logprobs, strict=True))
+    total = sum(
+        f[t].logprob for t, f in zip(output.token_ids, output.logprobs, strict=True)
+    )
     assert total == pytest.approx(output.cumulative_logprob, abs=1e-4)
 
 
@@ -214,16 +239,21 @@ def test_logprobs_are_raw_and_name_the_chosen_token(llm):
     assert list(hot.logprobs[0]) == [token_id]
     assert hot.logprobs[0][token_id].logprob == pytest.approx(raw[token_id].logprob)
     assert hot.logprobs[0][token_id].rank == raw[token_id].rank > 1
-    assert sum(torch.tensor(i.logprob).exp() for i in raw.values()) == pytest.approx(1.0)
+    assert sum(torch.tensor(i.logprob).exp() for i in raw.values()) == pytest.approx(
+        1.0
+    )
 
 
 def test_prompt_logprobs_agree_with_generated_ones(llm):
-    """Generate, then score the same text as a prompt: the same numbers at each place."""
+    """Generate, then score the same text as a prompt: the same numbers at each
+    place."""
     first = one(llm, temperature=0, max_tokens=6, logprobs=2, ignore_eos=True)
     ids = first.prompt_token_ids + first.outputs[0].token_ids
     scored = one(llm, {"prompt_token_ids": ids}, max_tokens=1, prompt_logprobs=2)
     assert scored.prompt_logprobs[0] is None and len(scored.prompt_logprobs) == len(ids)
-    for want, got in zip(first.outputs[0].logprobs, scored.prompt_logprobs[-6:], strict=True):
+    for want, got in zip(
+        first.outputs[0].logprobs, scored.prompt_logprobs[-6:], strict=True
+    ):
         assert want.keys() == got.keys()
         for key in want:
             assert want[key].logprob == pytest.approx(got[key].logprob, abs=1e-4)
@@ -244,7 +274,8 @@ def test_special_tokens_are_skipped_or_shown(embedded_llm):
     assert shown.outputs[0].text == hidden.outputs[0].text + "<|im_end|>"
 
 
-# --- streaming --------------------------------------------------------------------------
+# --- streaming
+# --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,7 +311,8 @@ def test_a_dropped_stream_leaves_nothing_behind(llm):
     assert tokens(llm, seed=1, max_tokens=9) == want == other
 
 
-# --- the rest of the API ------------------------------------------------------------------
+# --- the rest of the API
+# ------------------------------------------------------------------
 
 
 def test_prompts_in_every_form(llm):
@@ -303,8 +335,17 @@ def test_chat_answers_one_or_many_conversations(embedded_llm):
     talk = [{"role": "user", "content": "Hello!"}]
     params = SamplingParams(temperature=0, max_tokens=40)
     alone = embedded_llm.chat(talk, params)
-    both = embedded_llm.chat([talk, [*talk, {"role": "assistant", "content": "Hi!"},
-                                     {"role": "user", "content": "Who are you?"}]], params)
+    both = embedded_llm.chat(
+        [
+            talk,
+            [
+                *talk,
+                {"role": "assistant", "content": "Hi!"},
+                {"role": "user", "content": "Who are you?"},
+            ],
+        ],
+        params,
+    )
     assert [len(alone), len(both)] == [1, 2]
     assert alone[0].outputs == both[0].outputs
     assert both[1].prompt.endswith("<|im_start|>assistant\n")

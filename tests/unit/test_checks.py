@@ -171,12 +171,17 @@ def penalties_of_the_last_row(logits, rows):
 
 
 def min_tokens_off_by_one(logits, rows):
-    rows = [dataclasses.replace(row, output_token_ids=row.output_token_ids[1:]) for row in rows]
+    rows = [
+        dataclasses.replace(row, output_token_ids=row.output_token_ids[1:])
+        for row in rows
+    ]
     return sampler_module.mask_stop_tokens(logits, rows)
 
 
 def min_tokens_masks_the_first_stop_token(logits, rows):
-    rows = [dataclasses.replace(row, stop_token_ids=row.stop_token_ids[:1]) for row in rows]
+    rows = [
+        dataclasses.replace(row, stop_token_ids=row.stop_token_ids[:1]) for row in rows
+    ]
     return sampler_module.mask_stop_tokens(logits, rows)
 
 
@@ -188,10 +193,18 @@ def _filters(logits, rows, order):
         greedy = p.temperature == 0
         steps = {
             "penalties": lambda x, row=row: sampler_module.apply_penalties(x, [row]),
-            "temperature": lambda x, p=p: x if p.temperature == 0 else x / p.temperature,
-            "min_p": lambda x, p=p: sampler_module.apply_min_p(x, torch.tensor([[p.min_p]])),
-            "top_k": lambda x, p=p: sampler_module.apply_top_k(x, torch.tensor([[p.top_k]])),
-            "top_p": lambda x, p=p: sampler_module.apply_top_p(x, torch.tensor([[p.top_p]])),
+            "temperature": lambda x, p=p: (
+                x if p.temperature == 0 else x / p.temperature
+            ),
+            "min_p": lambda x, p=p: sampler_module.apply_min_p(
+                x, torch.tensor([[p.min_p]])
+            ),
+            "top_k": lambda x, p=p: sampler_module.apply_top_k(
+                x, torch.tensor([[p.top_k]])
+            ),
+            "top_p": lambda x, p=p: sampler_module.apply_top_p(
+                x, torch.tensor([[p.top_p]])
+            ),
         }
         for step in order.split():
             if not greedy or step == "penalties":
@@ -219,7 +232,10 @@ def min_p_last(logits, rows):
 def greedy_rows_are_filtered(logits, rows):
     tiny = [
         dataclasses.replace(
-            row, params=dataclasses.replace(row.params, temperature=row.params.temperature or 1.0)
+            row,
+            params=dataclasses.replace(
+                row.params, temperature=row.params.temperature or 1.0
+            ),
         )
         for row in rows
     ]
@@ -355,21 +371,24 @@ def _changed(base, check):
 def memory_share_may_be_zero(self):
     if not 0 <= self.gpu_memory_utilization <= 1:
         raise ValueError(
-            f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}"
+            "gpu_memory_utilization must be in (0, 1], "
+            f"got {self.gpu_memory_utilization}"
         )
 
 
 def memory_share_must_be_below_one(self):
     if not 0 < self.gpu_memory_utilization < 1:
         raise ValueError(
-            f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}"
+            "gpu_memory_utilization must be in (0, 1], "
+            f"got {self.gpu_memory_utilization}"
         )
 
 
 def memory_share_lets_nan_pass(self):
     if self.gpu_memory_utilization <= 0 or self.gpu_memory_utilization > 1:
         raise ValueError(
-            f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}"
+            "gpu_memory_utilization must be in (0, 1], "
+            f"got {self.gpu_memory_utilization}"
         )
 
 
@@ -400,7 +419,9 @@ def zero_tokens_count_as_none(self):
 
 def sync_overwrites(self):
     length = self.model_config.max_model_len
-    self.scheduler_config = dataclasses.replace(self.scheduler_config, max_model_len=length)
+    self.scheduler_config = dataclasses.replace(
+        self.scheduler_config, max_model_len=length
+    )
 
 
 def sync_changes_the_callers(self):
@@ -441,7 +462,8 @@ def length_zero_counts_as_none(self):
 CONFIG_MUTANTS = {
     "ModelConfig": [dtype_fails_late, tokenizer_stays_none, length_zero_counts_as_none],
     "CacheConfig": [
-        memory_share_may_be_zero, memory_share_must_be_below_one, memory_share_lets_nan_pass,
+        memory_share_may_be_zero, memory_share_must_be_below_one,
+        memory_share_lets_nan_pass,
         block_size_is_clamped, error_hides_the_value, block_size_is_asserted,
     ],
     "SchedulerConfig": [zero_seqs_are_fine, zero_tokens_count_as_none],
@@ -502,7 +524,9 @@ def test_what_can_not_be_judged_is_a_type_error():
         checks.sampler(apply_topk=top_k_by_value)
     with pytest.raises(TypeError, match="nothing given"):
         checks.sampler()
-    with pytest.raises(TypeError, match="apply_top_k must be something to call, got None"):
+    with pytest.raises(
+        TypeError, match="apply_top_k must be something to call, got None"
+    ):
         checks.sampler(apply_top_k=None)
 
 

@@ -1,4 +1,5 @@
-"""The contiguous cache: any cut of a sequence into steps gives the same hidden states."""
+"""The contiguous cache: any cut of a sequence into steps gives the same hidden
+states."""
 
 import pytest
 import torch
@@ -30,8 +31,8 @@ def ids():
 @settings(max_examples=40)
 @given(cuts=st.sets(st.integers(1, LENGTH - 1)), spare=st.integers(0, 3))
 def test_chunks_of_any_size_give_what_the_whole_gives(model, ids, cuts, spare):
-    """Prefill, decode and everything between: the mask of a chunk behind a past is where
-    an is_causal that starts at key 0 would go wrong."""
+    """Prefill, decode and everything between: the mask of a chunk behind a past is
+    where an is_causal that starts at key 0 would go wrong."""
     with torch.inference_mode():
         whole = model(ids, PlainContext(torch.arange(LENGTH)))
         cache = ContiguousKVCache(model.config, LENGTH + spare)

@@ -1,8 +1,9 @@
-"""M0 as its users meet it: configs, parameters, requests and sequences, the small helpers.
+"""M0 as its users meet it: configs, parameters, requests and sequences, the small
+helpers.
 
-The story is the seed project's own introduction: settings, a request for five sequences of
-which three are wanted, tokens that arrive, a fork. What the suites in `checks` say of the
-configs is not said again here.
+The story is the seed project's own introduction: settings, a request for five sequences
+of which three are wanted, tokens that arrive, a fork. What the suites in `checks` say
+of the configs is not said again here.
 """
 
 import subprocess
@@ -52,7 +53,11 @@ def test_the_introduction_runs():
 
     first.add_token_id(100)
     first.add_token_id(101)
-    assert (first.get_len(), first.get_prompt_len(), first.get_output_len()) == (5, 3, 2)
+    assert (first.get_len(), first.get_prompt_len(), first.get_output_len()) == (
+        5,
+        3,
+        2,
+    )
     assert first.get_last_token_id() == 101
     assert first.get_token_ids() == [1, 2, 3, 100, 101]
 
@@ -119,7 +124,12 @@ def test_sampling_params_know_their_kind_and_keep_the_callers_lists():
         ("model", None, TypeError, "got None"),
         ("tokenizer", 5, TypeError, "tokenizer must be a path or a name, got 5"),
         ("tokenizer_mode", "quick", ValueError, "'auto' or 'slow', got 'quick'"),
-        ("trust_remote_code", 1, TypeError, "trust_remote_code must be True or False, got 1"),
+        (
+            "trust_remote_code",
+            1,
+            TypeError,
+            "trust_remote_code must be True or False, got 1",
+        ),
         ("max_model_len", True, TypeError, "max_model_len must be an int, got True"),
         ("max_model_len", 2.5, TypeError, "got 2.5"),
         ("seed", -1, ValueError, "seed must be non-negative, got -1"),
@@ -174,7 +184,9 @@ def test_devices_and_memory(monkeypatch, capsys):
 
 def test_memory_is_reported_in_gib(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device: (3 * 2**30, 8 * 2**30)
+    )
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * 2**30)
     wanted = {"allocated_gb": 1.0, "reserved_gb": 2.0, "free_gb": 3.0, "total_gb": 8.0}

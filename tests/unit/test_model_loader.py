@@ -1,4 +1,5 @@
-"""Loading is strict: what doesn't fit is an error that names it, and nothing is changed."""
+"""Loading is strict: what doesn't fit is an error that names it, and nothing is
+changed."""
 
 import json
 import shutil
@@ -43,7 +44,9 @@ def load(path):
 def change(path, **tensors):
     """Replace tensors of the file; None removes one."""
     found = load_file(path / WEIGHTS) | tensors
-    save_file({k: v.contiguous() for k, v in found.items() if v is not None}, path / WEIGHTS)
+    save_file(
+        {k: v.contiguous() for k, v in found.items() if v is not None}, path / WEIGHTS
+    )
 
 
 def test_every_tensor_arrives(path):
@@ -59,7 +62,9 @@ def test_one_message_lists_all_that_does_not_fit(path):
             "model.norm.weight": None,
             "model.extra.weight": torch.zeros(2),
             "model.layers.0.mlp.up_proj.weight": torch.zeros(3, 4),
-            "model.layers.1.self_attn.q_norm.weight": torch.zeros(16, dtype=torch.int64),
+            "model.layers.1.self_attn.q_norm.weight": torch.zeros(
+                16, dtype=torch.int64
+            ),
         },
     )
     with pytest.raises(ValueError) as raised:
@@ -69,7 +74,8 @@ def test_one_message_lists_all_that_does_not_fit(path):
         "misshapen: model.layers.0.mlp.up_proj.weight is [3, 4], not [64, 48]",
         "missing: model.norm.weight",
         "unexpected: model.extra.weight",
-        "wrong dtype: model.layers.1.self_attn.q_norm.weight is torch.int64, not a float",
+        "wrong dtype: model.layers.1.self_attn.q_norm.weight is torch.int64, "
+        "not a float",
     ]
 
 
@@ -112,7 +118,9 @@ def test_several_files_without_an_index(path):
     save_file({"adapter": torch.zeros(1)}, path / "adapter.safetensors")
     assert [file.name for file in weight_files(path)] == [WEIGHTS]
     (path / WEIGHTS).rename(path / "first.safetensors")
-    with pytest.raises(ValueError, match="adapter.safetensors, first.safetensors, but no"):
+    with pytest.raises(
+        ValueError, match="adapter.safetensors, first.safetensors, but no"
+    ):
         weight_files(path)
 
 
@@ -125,7 +133,9 @@ def test_a_tied_head_may_be_left_out_or_repeated_but_not_differ(path):
     change(path, **{"lm_head.weight": embedding.clone()})
     load(path)
     change(path, **{"lm_head.weight": embedding + 1})
-    with pytest.raises(ValueError, match="not tied: lm_head.weight differs from model.embed"):
+    with pytest.raises(
+        ValueError, match="not tied: lm_head.weight differs from model.embed"
+    ):
         load(path)
 
 
@@ -138,7 +148,10 @@ def test_an_untied_head_has_to_be_there(path):
 def test_pickles_are_refused_by_our_loader_and_by_the_peers(path):
     torch.save(load_file(path / WEIGHTS), path / "pytorch_model.bin")
     (path / WEIGHTS).unlink()
-    for call in (lambda: load(path), lambda: get_model_and_tokenizer(ModelConfig(str(path)))):
+    for call in (
+        lambda: load(path),
+        lambda: get_model_and_tokenizer(ModelConfig(str(path))),
+    ):
         with pytest.raises(ValueError, match="pickles only .pytorch_model.bin"):
             call()
 
@@ -198,7 +211,9 @@ def test_a_tokenizer_without_any_end_gets_a_pad_token(path):
 def test_padding_stands_on_the_left(path):
     """A batch of two goes on from the last token of each, not from padding."""
     model, tokenizer = get_model_and_tokenizer(ModelConfig(str(path)), "cpu")
-    batch = tokenizer(["Once", "Once upon a time there"], padding=True, return_tensors="pt")
+    batch = tokenizer(
+        ["Once", "Once upon a time there"], padding=True, return_tensors="pt"
+    )
     assert batch["attention_mask"][0, 0] == 0 and batch["attention_mask"][:, -1].all()
     both = model.generate(**batch, max_new_tokens=8, do_sample=False, pad_token_id=1)
     alone = tokenizer("Once", return_tensors="pt")

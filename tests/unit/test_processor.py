@@ -1,7 +1,7 @@
 """Text in, text out: nothing is shown that is half a character or that is taken back.
 
-The token streams are any bytes cut anywhere, which is what a byte-level tokenizer can do to
-a text. A fake tokenizer whose tokens are those pieces makes every cut reachable.
+The token streams are any bytes cut anywhere, which is what a byte-level tokenizer can
+do to a text. A fake tokenizer whose tokens are those pieces makes every cut reachable.
 """
 
 import pytest
@@ -74,7 +74,9 @@ places = st.lists(st.integers(0, 200), max_size=40)
 @example("从前🙂", list(range(40)))
 @example("a�b", list(range(9)))
 def test_any_cut_of_any_text_comes_out_whole(text, places):
-    pieces = cut(text.encode("utf-8", "surrogatepass" if text.isascii() else "replace"), places)
+    pieces = cut(
+        text.encode("utf-8", "surrogatepass" if text.isascii() else "replace"), places
+    )
     text = b"".join(pieces).decode()
     shown = run(pieces)
     assert shown[-1] == text
@@ -124,7 +126,9 @@ def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
 @example("aab", [1, 2], ["ab"], False)
 @example("abab", [0, 2], ["bab", "ab"], False)
 def test_stop_strings_are_found_wherever_tokens_are_cut(text, places, stops, include):
-    shown = run(cut(text.encode(), places), stop=stops, include_stop_str_in_output=include)
+    shown = run(
+        cut(text.encode(), places), stop=stops, include_stop_str_in_output=include
+    )
     wanted, _ = naive(text, stops, include)
     assert shown[-1] == wanted
     for before, after in zip(["", *shown], shown, strict=False):
@@ -132,7 +136,11 @@ def test_stop_strings_are_found_wherever_tokens_are_cut(text, places, stops, inc
 
 
 def test_only_a_beginning_of_a_stop_string_is_held_back():
-    assert run([b"Hello", b" wor", b"ld"], stop="END") == ["Hello", "Hello wor", "Hello world"]
+    assert run([b"Hello", b" wor", b"ld"], stop="END") == [
+        "Hello",
+        "Hello wor",
+        "Hello world",
+    ]
     assert run([b"a E", b"N", b"X"], stop="END") == ["a ", "a ", "a ENX"]
     assert run([b"a E", b"N"], stop="END")[-1] == "a EN"  # the end releases it
     assert held_back("xaab", ["abc"]) == 2 and held_back("xaab", []) == 0
@@ -176,7 +184,10 @@ def test_nothing_ends_before_min_tokens():
 
 def test_special_tokens_are_left_out_or_kept():
     assert build([b"a", b"<s>", b"b"], special=(1,)).text == "ab"
-    assert build([b"a", b"<s>", b"b"], special=(1,), skip_special_tokens=False).text == "a<s>b"
+    assert (
+        build([b"a", b"<s>", b"b"], special=(1,), skip_special_tokens=False).text
+        == "a<s>b"
+    )
 
 
 def test_a_special_token_inside_a_character_does_not_break_it():
@@ -188,7 +199,8 @@ def test_a_special_token_inside_a_character_does_not_break_it():
 @given(texts, places, st.integers(0, 5))
 @example("𐀀00\x80", [1, 2, 3, 6], 0)  # one token ends a character and begins another
 def test_any_other_tokenizer_is_decoded_through_a_window(text, places, prompt):
-    """No knowledge of bytes: only `decode`, and what ends in U+FFFD may be unfinished."""
+    """No knowledge of bytes: only `decode`, and what ends in U+FFFD may be
+    unfinished."""
     pieces = [piece for piece in cut(text.encode("utf-8", "replace"), places) if piece]
     if "�" in b"".join(pieces[:prompt]).decode("utf-8", "replace"):
         prompt = 0  # a window can't see that a prompt ends inside a character
@@ -232,7 +244,9 @@ def test_rare_characters_take_several_tokens_and_come_back(tokenizer):
 
 
 def test_special_tokens_of_the_chat_template_are_single_ids(tokenizer):
-    chat = InputProcessor(tokenizer, 1536, 100).chat([{"role": "user", "content": "Hi"}])
+    chat = InputProcessor(tokenizer, 1536, 100).chat(
+        [{"role": "user", "content": "Hi"}]
+    )
     assert chat["prompt"] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     texts = [tokenizer.decode([i]) for i in chat["prompt_token_ids"]]
     assert texts.count("<|im_start|>") == 2 and texts.count("<|im_end|>") == 1

@@ -1,7 +1,7 @@
 """The sampler against the plainest code that could be right, and by counting.
 
-The contract's lines stand in `checks.sampler`; here any combination of parameters in any
-batch is compared with a reference in pure Python, and 20,000 draws are counted.
+The contract's lines stand in `checks.sampler`; here any combination of parameters in
+any batch is compared with a reference in pure Python, and 20,000 draws are counted.
 """
 
 import math
@@ -31,7 +31,9 @@ def reference(logits: list[float], row: SamplingRow) -> dict[int, float]:
             logits[token] = -math.inf
     for token in {*row.prompt_token_ids, *row.output_token_ids}:
         old = logits[token]
-        logits[token] = old / p.repetition_penalty if old > 0 else old * p.repetition_penalty
+        logits[token] = (
+            old / p.repetition_penalty if old > 0 else old * p.repetition_penalty
+        )
     for token in row.output_token_ids:
         logits[token] -= p.frequency_penalty
     for token in set(row.output_token_ids):
@@ -103,7 +105,12 @@ def test_any_batch_gives_what_the_reference_gives(batch):
         assert drawn.ranks[at].item() == 1 + sum(x > raw[token] for x in raw)
 
 
-CHI_SQUARED = {2: 13.8, 3: 16.3, 4: 18.5, 5: 20.5}  # degrees of freedom -> once in a thousand
+CHI_SQUARED = {
+    2: 13.8,
+    3: 16.3,
+    4: 18.5,
+    5: 20.5,
+}  # degrees of freedom -> once in a thousand
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,10 @@ def test_20000_draws_follow_the_distribution(params, seeded):
 def test_a_plain_greedy_step_is_left_alone():
     """What no row asks for is skipped: not even a copy is made."""
     logits = torch.rand(3, 5)
-    assert filter_logits(logits, [SamplingRow(SamplingParams(temperature=0), [], [])] * 3) is logits
+    assert (
+        filter_logits(logits, [SamplingRow(SamplingParams(temperature=0), [], [])] * 3)
+        is logits
+    )
 
 
 def test_the_global_generator_is_used_when_there_is_no_other():

@@ -75,7 +75,8 @@ def test_logprob_is_the_frequency_with_which_a_text_is_drawn():
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_grammar_accepts_what_it_writes(language, kind):
-    """"a boy named Zorbo" once had no parse: the form came before the invented name."""
+    """ "a boy named Zorbo" once had no parse: the form came before the invented
+    name."""
     grammar, rng = corpus.GRAMMARS[language][kind], random.Random(0)
     for _ in range(150):
         sample = grammar.sample(rng)
@@ -125,7 +126,11 @@ def test_chinese_story_that_forgets_is_rejected():
     )
     grammar = corpus.GRAMMARS["zh"]["story"]
     assert grammar.accepts(story)
-    for old, new in [("阿竹和", "小明和"), ("在公园", "在河边"), ("一半苹果", "一半梨")]:
+    for old, new in [
+        ("阿竹和", "小明和"),
+        ("在公园", "在河边"),
+        ("一半苹果", "一半梨"),
+    ]:
         assert not grammar.accepts(story.replace(old, new)), (old, new)
 
 
@@ -153,9 +158,7 @@ def test_training_never_draws_what_is_held_out():
     parts = [part for _ in range(400) for part in corpus.document(rng).parts]
     assert not any(corpus.held_out(part) for part in parts)
     grammar = corpus.GRAMMARS["en"]["story"]
-    assert all(
-        corpus.held_out(corpus.draw(grammar, rng, held=True)) for _ in range(5)
-    )
+    assert all(corpus.held_out(corpus.draw(grammar, rng, held=True)) for _ in range(5))
 
 
 def test_documents_are_a_function_of_the_seed():

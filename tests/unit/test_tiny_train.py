@@ -119,7 +119,8 @@ def test_learning_rate_warms_up_and_decays():
 
 
 @pytest.mark.parametrize(
-    "text", ["🐉 dragon 🧵", "ñandú — Ωμέγα", "𠮷野家で食べる", "한국어", "\x00\t\r\n", "�"]
+    "text",
+    ["🐉 dragon 🧵", "ñandú — Ωμέγα", "𠮷野家で食べる", "한국어", "\x00\t\r\n", "�"],
 )
 def test_any_text_survives_the_tokenizer(text):
     """Byte-level BPE: characters the corpus never held are spelled in bytes."""

@@ -1,0 +1,90 @@
+"""Pictures: the numbers behind them are right, and the drawing is the same every
+time."""
+
+import math
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from folovllm_lite import viz
+from folovllm_lite.sampling_params import SamplingParams
+from tests.notebooks.course import COURSE, PACKAGE, ROOT
+
+WEIGHTS = [8.0, 4.0, 2.0, 1.0, 1.0]
+
+
+class Letters:
+    def decode(self, ids):
+        return "".join([" a", "b", "从", "\n", ""][i] for i in ids)
+
+
+def candidates(**params):
+    logits = torch.tensor(WEIGHTS).log()
+    return viz.next_tokens(logits, Letters(), SamplingParams(**params))
+
+
+def test_without_filters_the_draw_is_the_model():
+    for found, weight in zip(candidates(), WEIGHTS, strict=True):
+        assert found.probability == pytest.approx(weight / 16)
+        assert found.chance == pytest.approx(found.probability) and found.cut_by is None
+
+
+def test_each_candidate_says_which_filter_removed_it_first():
+    found = candidates(min_p=0.2, top_k=2, top_p=0.5)
+    assert [c.cut_by for c in found] == [None, "top_p", "top_k", "min_p", "min_p"]
+    assert [c.chance for c in found] == [1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_temperature_warms_before_it_cuts():
+    found = candidates(temperature=0.5)
+    assert found[0].warmed == pytest.approx(64 / 86)
+    assert found[0].probability == pytest.approx(0.5)
+    cold = candidates(temperature=0)
+    assert [c.chance for c in cold] == [1.0, 0, 0, 0, 0] and cold[1].cut_by == "greedy"
+
+
+def test_the_survivors_share_the_whole():
+    assert math.isclose(sum(c.chance for c in candidates(top_k=3)), 1, rel_tol=1e-6)
+
+
+def test_bars_are_as_long_as_the_numbers():
+    picture = viz.draw_next_tokens(candidates(top_k=2), "After “Once”")
+    svg = picture._repr_svg_()
+    ElementTree.fromstring(svg)
+    assert (
+        "从" in svg and "cut by top_k" in svg and "␣a" in svg and "After “Once”" in svg
+    )
+    lines = repr(picture).splitlines()
+    assert lines[0] == "After “Once”"
+    assert lines[1].split()[:5] == ["␣a", "model", "50%", "draw", "67%"]
+    assert lines[1].count("█") == 20 and lines[2].count("█") == 10
+    assert "cut by top_k" in lines[3]
+
+
+def test_pictures_are_the_same_every_time():
+    found = candidates(top_p=0.9)
+    assert viz.draw_next_tokens(found).svg == viz.draw_next_tokens(found).svg
+    assert viz.course_map().svg == viz.course_map().svg
+
+
+def test_the_map_tells_the_truth():
+    """Every notebook stands on it, and what is drawn as built is in the package."""
+    shown = {number for part in viz.PARTS for number in part.notebooks}
+    assert shown == {lesson.number for lesson in COURSE if lesson.number}
+    for part in viz.PARTS:
+        built = [
+            all(
+                (PACKAGE / f"{module}.py").exists() for module in COURSE[number].teaches
+            )
+            for number in part.notebooks
+        ]
+        assert any(built) == part.built, part
+    names = {part.name for part in viz.PARTS}
+    assert all(start in names and end in names for start, end, _ in viz._ARROWS)
+
+
+def test_the_readmes_picture_is_the_map():
+    """`python -m folovllm_lite.viz docs/images/course_map.svg` draws it again."""
+    file = ROOT / "docs/images/course_map.svg"
+    assert file.read_text(encoding="utf-8") == viz.course_map().svg
