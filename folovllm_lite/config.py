@@ -110,6 +110,8 @@ class CacheConfig:
         swap_space: CPU memory for the blocks of preempted sequences, in GiB.
         enable_prefix_caching: keep blocks of finished prompts for prompts that begin
             alike.
+        num_gpu_blocks_override: blocks of the KV cache, on a CPU too; None sizes it by
+            the memory there is.
 
     Raises:
         TypeError, ValueError: naming the field and its value.
@@ -119,6 +121,7 @@ class CacheConfig:
     gpu_memory_utilization: float = 0.9
     swap_space: float = 4.0
     enable_prefix_caching: bool = False
+    num_gpu_blocks_override: int | None = None
 
     def __post_init__(self) -> None:
         _integer("block_size", self.block_size, 1)
@@ -132,6 +135,9 @@ class CacheConfig:
         if self.swap_space < 0:
             raise ValueError(f"swap_space must be non-negative, got {self.swap_space}")
         _flag("enable_prefix_caching", self.enable_prefix_caching)
+        _integer(
+            "num_gpu_blocks_override", self.num_gpu_blocks_override, 1, optional=True
+        )
 
 
 @dataclass
@@ -143,6 +149,9 @@ class SchedulerConfig:
         max_num_seqs: sequences of one step.
         max_model_len: longest sequence in tokens; None is the model's.
         enable_chunked_prefill: cut long prompts into pieces that fit a step.
+        preemption_mode: what happens to a sequence when memory runs out: "recompute"
+            it later, or "swap" it to CPU memory; None swaps where the KV cache is on a
+            GPU, and recomputes elsewhere.
 
     Raises:
         TypeError, ValueError: naming the field and its value.
@@ -152,6 +161,7 @@ class SchedulerConfig:
     max_num_seqs: int = 256
     max_model_len: int | None = None
     enable_chunked_prefill: bool = False
+    preemption_mode: str | None = None
 
     def __post_init__(self) -> None:
         _integer(
@@ -160,6 +170,11 @@ class SchedulerConfig:
         _integer("max_num_seqs", self.max_num_seqs, 1)
         _integer("max_model_len", self.max_model_len, 1, optional=True)
         _flag("enable_chunked_prefill", self.enable_chunked_prefill)
+        if self.preemption_mode not in (None, "recompute", "swap"):
+            raise ValueError(
+                "preemption_mode must be 'recompute', 'swap' or None, "
+                f"got {self.preemption_mode!r}"
+            )
 
 
 @dataclass

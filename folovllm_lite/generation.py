@@ -23,6 +23,7 @@ from folovllm_lite.sampling_params import SamplingParams
 _FINISHED = {
     "stop": SequenceStatus.FINISHED_STOPPED,
     "length": SequenceStatus.FINISHED_LENGTH_CAPPED,
+    "abort": SequenceStatus.FINISHED_ABORTED,
 }
 
 
@@ -59,6 +60,166 @@ def generate(
     return job.output()
 
 
+class RequestState:
+    """A request and everything generated for it; what all engines have in common.
+
+    An engine decides which logits belong to which completion and calls `take`; the rest
+    (text, stop conditions, logprobs, the output) is the same for a plain loop and for a
+    batch of hundreds. vLLM has the same in vllm/v1/engine/output_processor.py.
+
+    Args:
+        request: with checked token ids; its sequences are filled.
+        texts: of the tokenizer.
+        eos_token_ids: tokens that end a text.
+        max_model_len: most tokens of a sequence.
+        device: of the logits; seeded generators live there.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        texts: TokenTexts,
+        eos_token_ids: tuple[int, ...],
+        max_model_len: int,
+        device: torch.device,
+    ):
+        params, prompt = request.sampling_params, request.prompt_token_ids
+        self.request = request
+        self.sequences = request.get_seqs()
+        self.max_tokens = params.max_tokens or max_model_len - len(prompt)
+        self.metrics = RequestMetrics(arrival_time=request.arrival_time)
+        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = (
+            None if params.prompt_logprobs is None else [None]
+        )
+        self._texts = texts
+        self.builders = [
+            OutputBuilder(texts, prompt, params, eos_token_ids, self.max_tokens)
+            for _ in self.sequences
+        ]
+        self.rows = [
+            SamplingRow(
+                params,
+                prompt,
+                sequence.data.output_token_ids,  # the same list: it grows by itself
+                builder.stop_token_ids,
+                self._seeded(i, device),
+            )
+            for i, (sequence, builder) in enumerate(
+                zip(self.sequences, self.builders, strict=True)
+            )
+        ]
+
+    def _seeded(self, index: int, device: torch.device) -> torch.Generator | None:
+        """The own generator of the index-th completion, if the request has a seed."""
+        seed = self.request.sampling_params.seed
+        if seed is None:
+            return None
+        return torch.Generator(device).manual_seed((seed + index) % 2**63)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every completion has ended."""
+        return self.request.is_finished()
+
+    def take(
+        self,
+        index: int,
+        token_id: int,
+        logprob: float,
+        chosen: SamplerOutput,
+        row: int,
+    ) -> None:
+        """Append a token to the index-th completion, and end it where it ends.
+
+        Args:
+            index: of the completion.
+            token_id: the token, as a Python number.
+            logprob: likewise.
+            chosen: what the sampler said of the whole batch.
+            row: this completion's row of it.
+        """
+        sequence, builder = self.sequences[index], self.builders[index]
+        wanted = self.request.sampling_params.logprobs
+        found = None if wanted is None else self._candidates(chosen, row, wanted)
+        sequence.add_token_id(token_id)
+        builder.append(token_id, logprob, found)
+        if self.metrics.first_token_time is None:
+            self.metrics.first_token_time = time.time()
+        if builder.finish_reason:
+            sequence.move_to(_FINISHED[builder.finish_reason])
+            if self.finished:
+                self.metrics.finished_time = time.time()
+
+    def abort(self, reason: str | None = None) -> None:
+        """End every completion that has not ended, for a reason that it will state."""
+        for sequence, builder in zip(self.sequences, self.builders, strict=True):
+            if not sequence.is_finished():
+                builder.finish_reason, builder.stop_reason = "abort", reason
+                sequence.move_to(SequenceStatus.FINISHED_ABORTED)
+        self.metrics.finished_time = time.time()
+
+    def score_prompt(self, logits: Tensor) -> None:
+        """Note the candidates at the prompt's next positions (nothing predicts the
+        first).
+
+        Args:
+            logits: [T, V], after the prompt's tokens in order, the last one left out.
+        """
+        prompt, count = self.request.prompt_token_ids, self.request.sampling_params
+        start = len(self.prompt_logprobs)
+        targets = prompt[start : start + len(logits)]
+        scored = gather_logprobs(
+            logits.float().log_softmax(-1),
+            torch.tensor(targets, device=logits.device),
+            count.prompt_logprobs,
+        )
+        for row in range(len(targets)):
+            found = self._candidates(scored, row, count.prompt_logprobs)
+            self.prompt_logprobs.append(found)
+
+    def _candidates(
+        self, chosen: SamplerOutput, row: int, count: int
+    ) -> dict[int, Logprob]:
+        """In vLLM's shape: the chosen token first, then the `count` likeliest."""
+        token_id = int(chosen.token_ids[row])
+        found = {token_id: (float(chosen.logprobs[row]), int(chosen.ranks[row]))}
+        top = zip(
+            chosen.top_token_ids[row, :count].tolist(),
+            chosen.top_logprobs[row, :count].tolist(),
+            strict=True,
+        )
+        for rank, (token_id, logprob) in enumerate(top, start=1):
+            found.setdefault(token_id, (logprob, rank))
+        return {
+            token_id: Logprob(logprob, rank, self._texts.text_of(token_id))
+            for token_id, (logprob, rank) in found.items()
+        }
+
+    def output(self) -> RequestOutput:
+        """Everything so far.
+
+        With best_of > n the n completions of the highest cumulative log-probability,
+        the best first; before the end there are none to choose from, and it is the
+        first n.
+        """
+        request = self.request
+        builders = self.builders
+        if self.finished and len(builders) > request.sampling_params.n:
+            builders = sorted(
+                builders, key=lambda b: b.cumulative_logprob, reverse=True
+            )
+        builders = builders[: request.sampling_params.n]
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=request.prompt_token_ids,
+            outputs=[builder.output(i) for i, builder in enumerate(builders)],
+            finished=self.finished,
+            metrics=self.metrics,
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+
 class Generation:
     """A request on its way: call `step` until `finished`, read `output` at any time.
 
@@ -79,72 +240,40 @@ class Generation:
         max_model_len: int | None = None,
         generator: torch.Generator | None = None,
     ):
-        params, prompt = request.sampling_params, request.prompt_token_ids
-        self.request = request
-        self._model, self._texts, self._generator = model, texts, generator
+        self._model, self._generator = model, generator
         self._device = model.lm_head.weight.device
         limit = max_model_len or model.config.max_position_embeddings
-        self._max_tokens = params.max_tokens or limit - len(prompt)
-        self._metrics = RequestMetrics(arrival_time=request.arrival_time)
-        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-        self._sequences = request.get_seqs()
-        self._builders = [
-            OutputBuilder(texts, prompt, params, eos_token_ids, self._max_tokens)
-            for _ in self._sequences
-        ]
-        self._rows = [
-            SamplingRow(
-                params,
-                prompt,
-                sequence.data.output_token_ids,  # the same list: it grows by itself
-                builder.stop_token_ids,
-                self._seeded(i),
-            )
-            for i, (sequence, builder) in enumerate(
-                zip(self._sequences, self._builders, strict=True)
-            )
-        ]
+        self._state = RequestState(request, texts, eos_token_ids, limit, self._device)
         self._caches: list[ContiguousKVCache] = []
-
-    def _seeded(self, index: int) -> torch.Generator | None:
-        """The own generator of the index-th completion, if the request has a seed."""
-        seed = self.request.sampling_params.seed
-        if seed is None:
-            return None
-        return torch.Generator(self._device).manual_seed((seed + index) % 2**63)
 
     @property
     def finished(self) -> bool:
         """Whether every completion has ended."""
-        return self.request.is_finished()
+        return self._state.finished
 
     @torch.inference_mode()
     def step(self) -> None:
         """Generate one token for every completion that has not ended."""
-        running = [i for i, seq in enumerate(self._sequences) if not seq.is_finished()]
+        state = self._state
+        running = [i for i, seq in enumerate(state.sequences) if not seq.is_finished()]
         if not self._caches:
             logits = self._prefill()  # [1, V], the same for all completions
             logits = logits.expand(len(running), -1)
         else:
             logits = torch.cat([self._decode(i) for i in running])  # [N, V]
-        chosen = sample(logits, [self._rows[i] for i in running], self._generator)
-        self._metrics.first_token_time = self._metrics.first_token_time or time.time()
+        chosen = sample(logits, [state.rows[i] for i in running], self._generator)
         token_ids, logprobs = chosen.token_ids.tolist(), chosen.logprobs.tolist()
         for row, i in enumerate(running):
-            wanted = self.request.sampling_params.logprobs
-            found = None if wanted is None else self._candidates(chosen, row, wanted)
-            self._append(i, token_ids[row], logprobs[row], found)
-        if self.finished:
-            self._metrics.finished_time = time.time()
+            state.take(i, token_ids[row], logprobs[row], chosen, row)
 
     def _prefill(self) -> Tensor:
         """Run the prompt once, give each completion a cache; logits [1, V]."""
-        prompt = self.request.prompt_token_ids
-        model = self._model
+        state, model = self._state, self._model
+        prompt = state.request.prompt_token_ids
         cache = ContiguousKVCache(
             model.config,
             # The last token is never run: nothing follows it.
-            len(prompt) + self._max_tokens - 1,
+            len(prompt) + state.max_tokens - 1,
             model.lm_head.weight.dtype,
             self._device,
         )
@@ -152,95 +281,24 @@ class Generation:
             torch.tensor(prompt, device=self._device), cache.step(len(prompt))
         )
         cache.advance(len(prompt))
-        if self.request.sampling_params.prompt_logprobs is not None:
-            self._prompt_logprobs = self._score_prompt(hidden)
-        self._caches = [cache, *(cache.copy() for _ in self._sequences[1:])]
-        for sequence in self._sequences:
-            sequence.status = SequenceStatus.RUNNING
+        if state.prompt_logprobs is not None:
+            state.score_prompt(model.logits(hidden[:-1]))
+        self._caches = [cache, *(cache.copy() for _ in state.sequences[1:])]
+        for sequence in state.sequences:
+            sequence.move_to(SequenceStatus.RUNNING)
         return model.logits(hidden[-1:])
 
     def _decode(self, index: int) -> Tensor:
         """Run the newest token of one completion; logits [1, V] of what follows."""
         cache = self._caches[index]
-        token = torch.tensor(
-            [self._sequences[index].get_last_token_id()], device=self._device
-        )
-        hidden = self._model(token, cache.step(1))
+        newest = self._state.sequences[index].get_last_token_id()
+        hidden = self._model(torch.tensor([newest], device=self._device), cache.step(1))
         cache.advance(1)
         return self._model.logits(hidden)
 
-    def _append(
-        self,
-        index: int,
-        token_id: int,
-        logprob: float,
-        found: dict[int, Logprob] | None,
-    ) -> None:
-        sequence, builder = self._sequences[index], self._builders[index]
-        sequence.add_token_id(token_id)
-        builder.append(token_id, logprob, found)
-        if builder.finish_reason:
-            sequence.status = _FINISHED[builder.finish_reason]
-
-    def _candidates(
-        self, chosen: SamplerOutput, row: int, count: int
-    ) -> dict[int, Logprob]:
-        """VLLM's shape: the chosen token first, then the `count` likeliest."""
-        found = {
-            int(chosen.token_ids[row]): (
-                float(chosen.logprobs[row]),
-                int(chosen.ranks[row]),
-            )
-        }
-        top = zip(
-            chosen.top_token_ids[row, :count].tolist(),
-            chosen.top_logprobs[row, :count].tolist(),
-            strict=True,
-        )
-        for rank, (token_id, logprob) in enumerate(top, start=1):
-            found.setdefault(token_id, (logprob, rank))
-        return {
-            token_id: Logprob(logprob, rank, self._texts.text_of(token_id))
-            for token_id, (logprob, rank) in found.items()
-        }
-
-    def _score_prompt(self, hidden: Tensor) -> list[dict[int, Logprob] | None]:
-        """Candidates at every position of the prompt; nothing predicts the first."""
-        prompt, count = self.request.prompt_token_ids, self.request.sampling_params
-        logprobs = self._model.logits(hidden[:-1]).float().log_softmax(-1)  # [T - 1, V]
-        targets = torch.tensor(prompt[1:], device=self._device)
-        scored = gather_logprobs(logprobs, targets, count.prompt_logprobs)
-        return [
-            None,
-            *(
-                self._candidates(scored, row, count.prompt_logprobs)
-                for row in range(len(prompt) - 1)
-            ),
-        ]
-
     def output(self) -> RequestOutput:
-        """Everything so far.
-
-        With best_of > n the n completions of the highest cumulative log-probability,
-        the best first; before the end there are none to choose from, and it is the
-        first n.
-        """
-        request = self.request
-        builders = self._builders
-        if self.finished and len(builders) > request.sampling_params.n:
-            builders = sorted(
-                builders, key=lambda b: b.cumulative_logprob, reverse=True
-            )
-        builders = builders[: request.sampling_params.n]
-        return RequestOutput(
-            request_id=request.request_id,
-            prompt=request.prompt,
-            prompt_token_ids=list(request.prompt_token_ids),
-            outputs=[builder.output(i) for i, builder in enumerate(builders)],
-            finished=self.finished,
-            metrics=self._metrics,
-            prompt_logprobs=self._prompt_logprobs,
-        )
+        """Everything so far; see `RequestState.output`."""
+        return self._state.output()
 
     def __iter__(self) -> Iterator[RequestOutput]:
         """Step to the end, giving the output after every step."""

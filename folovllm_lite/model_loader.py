@@ -3,25 +3,28 @@
 Two loaders live here. `ModelLoader` and `get_model_and_tokenizer` give Hugging Face's
 own model, the peer that everything is measured against. `load_weights` fills our model
 from safetensors files, strictly: every tensor of the file is used, every parameter is
-set.
+set, and what doesn't fit is known from the headers, before a weight is read.
 """
 
 import json
 import os
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from folovllm_lite.config import ModelConfig
 from folovllm_lite.utils import get_device
 
 # The checkpoint that ships with the package.
-EMBEDDED_MODEL = Path(__file__).parent / "tiny" / "model"
+EMBEDDED_MODEL = Path(resources.files("folovllm_lite")) / "tiny" / "model"
 
+# What is fetched from the Hub: never a pickle.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "*.model"]
 _DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -55,24 +58,17 @@ def resolve_checkpoint(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        files = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "*.model"]
-        return Path(snapshot_download(name, allow_patterns=files))
-    except Exception as error:  # the client's, httpx's and its own share no base
-        cause = _hub_failure(error)
-    raise FileNotFoundError(
-        f"model {name!r} is not a directory here and could not be had from the "
-        f"Hugging Face Hub ({cause}). On a machine with a network run\n"
-        f"    hf download {name} --local-dir {name.split('/')[1]}\n"
-        "copy that directory to this one and pass its path; or use the embedded model, "
-        "LLM()"
-    )
-
-
-def _hub_failure(error: Exception) -> str:
-    """The first sentence of what went wrong, without addresses."""
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        return "HF_HUB_OFFLINE is set"
-    return type(error).__name__
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # of the hub, of httpx, of the disk: one cure for all
+        offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+        cause = "HF_HUB_OFFLINE is set" if offline else type(error).__name__
+        raise FileNotFoundError(
+            f"model {name!r} is not a directory here and could not be had from the "
+            f"Hugging Face Hub ({cause}). On a machine with a network run\n"
+            f"    hf download {name} --local-dir {name.split('/')[1]}\n"
+            "copy that directory to this one and pass its path; or use the embedded "
+            "model, LLM()"
+        ) from None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -132,16 +128,16 @@ def weight_files(path: Path) -> list[Path]:
         if missing:
             raise FileNotFoundError(f"{path}: shards {', '.join(missing)} are missing")
         return [path / name for name in names]
-    files = sorted(path.glob("*.safetensors"))
-    if path / "model.safetensors" in files:
+    found = sorted(path.glob("*.safetensors"))
+    if path / "model.safetensors" in found:
         return [path / "model.safetensors"]
-    if len(files) > 1:
+    if len(found) > 1:
         raise ValueError(
-            f"{path} holds {', '.join(file.name for file in files)}, but no index says "
+            f"{path} holds {', '.join(file.name for file in found)}, but no index says "
             "which of them is the model: model.safetensors.index.json is missing"
         )
-    if files:
-        return files
+    if found:
+        return found
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
     if pickles:
         raise ValueError(
@@ -151,80 +147,111 @@ def weight_files(path: Path) -> list[Path]:
     raise FileNotFoundError(f"{path} holds no weights: no *.safetensors file")
 
 
+def tied_names(wanted: dict[str, Tensor]) -> dict[str, str]:
+    """Names that share a parameter with an earlier name, each to that earlier one."""
+    first: dict[int, str] = {}  # identity of the parameter -> its first name
+    owners = {name: first.setdefault(id(t), name) for name, t in wanted.items()}
+    return {name: owner for name, owner in owners.items() if owner != name}
+
+
+def stored_tensors(paths: list[Path]) -> list[tuple[str, Tensor, Path]]:
+    """Name, tensor and file of all that safetensors files hold, from their headers.
+
+    The tensors have shape and dtype but no data (device "meta"): no weight is read.
+
+    Raises:
+        ValueError: a file that is cut off, or no safetensors file at all.
+    """
+    found = []
+    for file in paths:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # no dict, but it has keys()
+                    part = tensors.get_slice(name)
+                    shape = part.get_shape()
+                    # Safetensors can't slice a tensor without dimensions.
+                    dtype = (part[:0] if shape else part[...]).dtype
+                    meta = torch.empty(shape, dtype=dtype, device="meta")
+                    found.append((name, meta, file))
+        except SafetensorError as error:
+            raise ValueError(f"{file} can't be read, is it cut off? {error}") from None
+    return found
+
+
+def misfits(
+    wanted: dict[str, Tensor], stored: list[tuple[str, Tensor, Path]]
+) -> list[str]:
+    """A line for each tensor that can't go where its name says, or that isn't there.
+
+    Args:
+        wanted: parameters and buffers by name. Of several that are tied, the first has
+            to be there; the others may be.
+        stored: see `stored_tensors`.
+    """
+    problems, seen = [], set()
+    for name, tensor, _ in stored:
+        if name in seen:
+            problems.append(f"twice: {name}")
+        seen.add(name)
+        if name not in wanted:
+            problems.append(f"unexpected: {name}")
+        elif tensor.shape != wanted[name].shape:
+            shapes = f"{list(tensor.shape)}, not {list(wanted[name].shape)}"
+            problems.append(f"misshapen: {name} is {shapes}")
+        elif not tensor.is_floating_point():
+            problems.append(f"wrong dtype: {name} is {tensor.dtype}, not a float")
+    needed = wanted.keys() - tied_names(wanted).keys()
+    problems += [f"missing: {name}" for name in needed - seen]
+    # Copying to the meta device does nothing, and says nothing.
+    empty = [name for name, tensor in wanted.items() if tensor.is_meta]
+    return problems + [f"no memory: {name} is on the meta device" for name in empty]
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill every parameter and buffer of `model` from the checkpoint in `path`.
 
     Tensors are read one at a time and cast to the parameter's dtype and device. A tied
-    head may stand in the file a second time, if it holds the same numbers.
+    head may stand in the file a second time, if it holds the same numbers. A checkpoint
+    that is refused leaves the model as it was.
 
     Raises:
         FileNotFoundError: see `weight_files`.
         ValueError: one message that lists all tensors that are missing, unexpected,
-            there twice or of another shape or kind; or a file that is cut off.
+            there twice, of another shape or kind, or without memory to hold them; or a
+            file that is cut off.
     """
-    files = weight_files(path)
     wanted = model.state_dict(keep_vars=True)
-    # Names that share one parameter: whichever comes first in the model has to be
-    # there.
-    owners: dict[int, str] = {}
-    aliases = {
-        name
-        for name, tensor in wanted.items()
-        if owners.setdefault(id(tensor), name) != name
-    }
-    problems, seen, copies = [], set(), {}
-    total = sum(file.stat().st_size for file in files)
-    bar = tqdm(
-        total=total,
-        desc="loading",
-        unit="B",
-        unit_scale=True,
-        **({} if total >= _SHOW_PROGRESS else {"disable": True}),
-    )
-    with bar, torch.no_grad():
-        for file in files:
-            try:
-                with safe_open(file, framework="pt") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118  not a dict
-                        if name not in wanted:
-                            problems.append(f"unexpected: {name}")
-                            continue
-                        if name in seen:
-                            problems.append(f"twice: {name}")
-                        seen.add(name)
-                        tensor = tensors.get_tensor(name)
-                        bar.update(tensor.nbytes)
-                        problem = _misfit(name, tensor, wanted[name])
-                        if problem:
-                            problems.append(problem)
-                        elif name in aliases:
-                            copies[name] = tensor
-                        else:
-                            wanted[name].copy_(tensor)
-            except SafetensorError as error:
-                raise ValueError(
-                    f"{file} can't be read, is it cut off? {error}"
-                ) from None
-    problems += [f"missing: {n}" for n in wanted if n not in seen and n not in aliases]
-    for name, tensor in copies.items():
-        if not torch.equal(tensor.to(wanted[name]), wanted[name]):
-            owner = owners[id(wanted[name])]
-            problems.append(
-                f"not tied: {name} differs from {owner}, but the config ties them"
-            )
+    tied = tied_names(wanted)
+    stored = stored_tensors(weight_files(path))
+    home = {name: file for name, _, file in stored}
+    problems = misfits(wanted, stored)
+    for name, owner in tied.items():
+        if name in home and owner in home:
+            dtype = wanted[name].dtype
+            copy, original = _read(home, name).to(dtype), _read(home, owner).to(dtype)
+            if not torch.equal(copy, original):
+                problems.append(
+                    f"not tied: {name} differs from {owner}, but the config ties them"
+                )
     if problems:
         raise ValueError(
             f"the weights in {path} don't fit the model:\n  "
             + "\n  ".join(sorted(problems))
         )
+    size = sum(tensor.nbytes for _, tensor, _ in stored)
+    quiet = {"disable": True} if size < _SHOW_PROGRESS else {}
+    bar = tqdm(total=size, desc="loading", unit="B", unit_scale=True, **quiet)
+    with bar, torch.no_grad():
+        for name, tensor, _ in stored:
+            if name not in tied:
+                wanted[name].copy_(_read(home, name))
+            bar.update(tensor.nbytes)
 
 
-def _misfit(name: str, found: torch.Tensor, wanted: torch.Tensor) -> str | None:
-    if found.shape != wanted.shape:
-        return f"misshapen: {name} is {list(found.shape)}, not {list(wanted.shape)}"
-    if not found.is_floating_point():
-        return f"wrong dtype: {name} is {found.dtype}, not a float"
-    return None
+def _read(home: dict[str, Path], name: str) -> Tensor:
+    """The tensor called `name`, from the file that `home` says."""
+    with safe_open(home[name], framework="pt") as tensors:
+        return tensors.get_tensor(name)
 
 
 class ModelLoader:

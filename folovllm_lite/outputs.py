@@ -1,6 +1,6 @@
 """What the engine gives back. Shapes and names are vLLM's (vllm/outputs.py)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(slots=True)
@@ -59,6 +59,9 @@ class CompletionOutput:
 class RequestOutput:
     """A request with everything generated for it so far.
 
+    It copies the lists, the completions and the metrics that it is made from. So the
+    engine may go on writing in its own, and what was handed out stays as it was.
+
     Args:
         request_id: names the request.
         prompt: its text; None when it came as token ids.
@@ -77,6 +80,21 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics | None = None
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+
+    def __post_init__(self) -> None:
+        self.prompt_token_ids = list(self.prompt_token_ids)
+        self.outputs = [
+            replace(
+                output,
+                token_ids=list(output.token_ids),
+                logprobs=None if output.logprobs is None else list(output.logprobs),
+            )
+            for output in self.outputs
+        ]
+        if self.metrics is not None:
+            self.metrics = replace(self.metrics)
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs = list(self.prompt_logprobs)
 
     def __repr__(self) -> str:
         prompt = self.prompt

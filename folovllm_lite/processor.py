@@ -12,6 +12,8 @@ from typing import Any
 from folovllm_lite.outputs import CompletionOutput, Logprob
 from folovllm_lite.sampling_params import SamplingParams
 
+_PROMPT_KEYS = {"prompt", "prompt_token_ids", "cache_salt"}
+
 
 class InputProcessor:
     """Turns prompts into token ids.
@@ -76,7 +78,10 @@ class InputProcessor:
         return text, ids
 
     def _read(self, prompt: str | dict | list[int]) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, dict) and prompt.keys() <= {"prompt", "prompt_token_ids"}:
+        if isinstance(prompt, dict) and prompt.keys() <= _PROMPT_KEYS:
+            salt = prompt.get("cache_salt")
+            if salt is not None and (not isinstance(salt, str) or not salt):
+                raise TypeError(f"cache_salt must be a string, got {salt!r}")
             if "prompt_token_ids" in prompt:
                 return prompt.get("prompt"), self._ids(prompt["prompt_token_ids"])
             prompt = prompt.get("prompt")

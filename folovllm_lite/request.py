@@ -1,6 +1,7 @@
 """A request and the sequences that answer it. Knows counters and states, no tensors."""
 
 import copy
+import hashlib
 import time
 from dataclasses import dataclass, field
 from enum import Enum
@@ -39,6 +40,28 @@ class SequenceStatus(Enum):
         return self.value.startswith("finished")
 
 
+# What may come after each status: the arrows along which `Sequence.move_to` goes.
+TRANSITIONS: dict[SequenceStatus, tuple[SequenceStatus, ...]] = {
+    SequenceStatus.WAITING: (
+        SequenceStatus.RUNNING,  # its turn has come
+        SequenceStatus.FINISHED_ABORTED,
+        SequenceStatus.FINISHED_IGNORED,  # it can never fit
+    ),
+    SequenceStatus.RUNNING: (
+        SequenceStatus.WAITING,  # preempted: computed again when its turn comes
+        SequenceStatus.SWAPPED,  # preempted: its blocks wait in CPU memory
+        SequenceStatus.FINISHED_STOPPED,
+        SequenceStatus.FINISHED_LENGTH_CAPPED,
+        SequenceStatus.FINISHED_ABORTED,
+    ),
+    SequenceStatus.SWAPPED: (SequenceStatus.RUNNING, SequenceStatus.FINISHED_ABORTED),
+    SequenceStatus.FINISHED_STOPPED: (),
+    SequenceStatus.FINISHED_LENGTH_CAPPED: (),
+    SequenceStatus.FINISHED_ABORTED: (),
+    SequenceStatus.FINISHED_IGNORED: (),
+}
+
+
 @dataclass
 class SequenceData:
     """The tokens of a sequence: the prompt's, then the generated ones."""
@@ -66,6 +89,13 @@ class SequenceData:
         """The newest token, of the prompt if none was generated."""
         return (self.output_token_ids or self.prompt_token_ids)[-1]
 
+    def get_slice(self, start: int, end: int) -> list[int]:
+        """Tokens [start, end), without building the list of all."""
+        prompt, at = self.prompt_token_ids, len(self.prompt_token_ids)
+        if start >= at:
+            return self.output_token_ids[start - at : end - at]
+        return prompt[start:end] + self.output_token_ids[: max(0, end - at)]
+
     def add_token_id(self, token_id: int) -> None:
         """Append a generated token."""
         self.output_token_ids.append(token_id)
@@ -80,8 +110,12 @@ class Sequence:
         request_id: the request it belongs to.
         data: its tokens.
         sampling_params: shared with the other sequences of the request, never changed.
-        status: where it is.
+        status: where it is; `move_to` keeps to the rules, a plain assignment doesn't.
         block_ids: its blocks of the paged KV cache, in order of position.
+        num_computed: tokens whose keys and values are stored there.
+        order: (priority, arrival, index): who comes first, and where it goes back to.
+        width: sequences that it will be once its prompt is computed and it is forked.
+        cache_salt: only sequences with the same may share blocks by prefix caching.
     """
 
     seq_id: str
@@ -90,6 +124,20 @@ class Sequence:
     sampling_params: SamplingParams
     status: SequenceStatus = SequenceStatus.WAITING
     block_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    order: tuple[int, int, int] = (0, 0, 0)
+    width: int = 1
+    cache_salt: bytes = b""
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens that are still to be computed; 1 while it is decoding."""
+        return self.get_len() - self.num_computed
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether every token of its prompt has to be computed, to report logprobs."""
+        return self.sampling_params.prompt_logprobs is not None
 
     def get_len(self) -> int:
         """Tokens in all."""
@@ -119,11 +167,37 @@ class Sequence:
         """Whether nothing more will be generated."""
         return self.status.is_finished()
 
+    def move_to(self, status: SequenceStatus) -> None:
+        """Change the status along an arrow of TRANSITIONS.
+
+        Raises:
+            ValueError: where there is no arrow, with both statuses; nothing changes.
+        """
+        if status not in TRANSITIONS[self.status]:
+            raise ValueError(
+                f"sequence {self.seq_id} can't go from {self.status.name} to "
+                f"{status.name}"
+            )
+        self.status = status
+
     def fork(self, new_seq_id: str) -> "Sequence":
         """A sequence with the same past and its own future: nothing is shared."""
         forked = copy.deepcopy(self)
         forked.seq_id = new_seq_id
         return forked
+
+
+# A request is in the first of these that any of its sequences is in. While one goes on,
+# so does the request; then one that was cut short counts more than one that stopped.
+_REQUEST_STATUS = {
+    SequenceStatus.RUNNING: RequestStatus.RUNNING,
+    SequenceStatus.SWAPPED: RequestStatus.SWAPPED,
+    SequenceStatus.WAITING: RequestStatus.WAITING,
+    SequenceStatus.FINISHED_ABORTED: RequestStatus.FINISHED_ABORTED,
+    SequenceStatus.FINISHED_IGNORED: RequestStatus.FINISHED_LENGTH_CAPPED,
+    SequenceStatus.FINISHED_LENGTH_CAPPED: RequestStatus.FINISHED_LENGTH_CAPPED,
+    SequenceStatus.FINISHED_STOPPED: RequestStatus.FINISHED_STOPPED,
+}
 
 
 @dataclass
@@ -133,11 +207,12 @@ class Request:
     Args:
         request_id: names it.
         prompt: its text; None when it came as token ids.
-        prompt_token_ids: its tokens; every sequence gets a copy.
+        prompt_token_ids: its tokens, copied; every sequence gets a copy of its own.
         sampling_params: how to answer; `best_of` sequences are made.
         arrival_time: seconds of `time.time()`.
         sequences: by seq_id.
-        status: where the request as a whole is.
+        cache_salt: prompts with another salt never share its blocks; None is a salt
+            too.
     """
 
     request_id: str
@@ -146,17 +221,28 @@ class Request:
     sampling_params: SamplingParams
     arrival_time: float = field(default_factory=time.time)
     sequences: dict[str, Sequence] = field(default_factory=dict)
-    status: RequestStatus = RequestStatus.WAITING
+    cache_salt: str | None = None
 
     def __post_init__(self) -> None:
+        self.prompt_token_ids = list(self.prompt_token_ids)
         if self.sequences:
             return
+        # Another hash than the blocks', so that no salt can be made to equal a block.
+        salt = b""
+        if self.cache_salt is not None:
+            salt = hashlib.blake2b(self.cache_salt.encode()).digest()
         for i in range(self.sampling_params.best_of):
             seq_id = f"{self.request_id}-{i}"
             data = SequenceData(list(self.prompt_token_ids))
             self.sequences[seq_id] = Sequence(
-                seq_id, self.request_id, data, self.sampling_params
+                seq_id, self.request_id, data, self.sampling_params, cache_salt=salt
             )
+
+    @property
+    def status(self) -> RequestStatus:
+        """Where the request as a whole is; it follows from its sequences."""
+        found = {seq.status for seq in self.sequences.values()}
+        return next(whole for part, whole in _REQUEST_STATUS.items() if part in found)
 
     def get_seqs(self, status: SequenceStatus | None = None) -> list[Sequence]:
         """The sequences, or those in one status."""

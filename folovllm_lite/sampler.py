@@ -117,10 +117,15 @@ def filter_logits(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
 
 def mask_stop_tokens(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
     """Rows below their `min_tokens` can't choose a token that would end them."""
-    for i, row in enumerate(rows):
-        if len(row.output_token_ids) < row.params.min_tokens and row.stop_token_ids:
-            logits = logits.clone()
-            logits[i, list(row.stop_token_ids)] = -math.inf
+    early = [
+        i
+        for i, row in enumerate(rows)
+        if len(row.output_token_ids) < row.params.min_tokens and row.stop_token_ids
+    ]
+    if early:
+        logits = logits.clone()
+    for i in early:
+        logits[i, list(rows[i].stop_token_ids)] = -math.inf
     return logits
 
 
@@ -131,17 +136,20 @@ def apply_penalties(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
     so a preempted row, whose output is computed again like a prompt, keeps its
     penalties.
     """
-    for i, row in enumerate(rows):
-        p = row.params
+    params = [row.params for row in rows]
+    if any(
+        p.repetition_penalty != 1 or p.frequency_penalty or p.presence_penalty
+        for p in params
+    ):
+        logits = logits.clone()  # one copy for all rows
+    for i, (row, p) in enumerate(zip(rows, params, strict=True)):
         if p.repetition_penalty != 1:
-            logits = logits.clone()
             ids = sorted({*row.prompt_token_ids, *row.output_token_ids})
             seen = torch.tensor(ids, dtype=torch.long, device=logits.device)
             old = logits[i, seen]
             scale = p.repetition_penalty
             logits[i, seen] = torch.where(old > 0, old / scale, old * scale)
         if (p.frequency_penalty or p.presence_penalty) and row.output_token_ids:
-            logits = logits.clone()
             output = torch.tensor(row.output_token_ids, device=logits.device)
             seen, counts = output.unique(return_counts=True)
             logits[i, seen] -= p.frequency_penalty * counts + p.presence_penalty
@@ -188,8 +196,9 @@ def draw(
     """Token ids [N]: the first maximum of greedy rows, a draw from the others.
 
     The draw is exponential noise: with e_i ~ Exp(1), argmax p_i / e_i is i with
-    probability p_i. It is the Gumbel trick without logarithms, and unlike
-    `torch.multinomial` it needs neither a sum that is exactly 1 nor a host sync.
+    probability p_i. It is the Gumbel trick without logarithms, and what
+    `torch.multinomial` does inside, but with a generator for each row and without the
+    check that makes the host wait for the device.
 
     A row with a generator of its own takes its V numbers from that alone. So its token
     depends on nothing but its logits and its seed, whoever its neighbours are.

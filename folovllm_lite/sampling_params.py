@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any
+from typing import Any, get_args, get_origin
 
 
 class SamplingType(IntEnum):
@@ -11,6 +11,19 @@ class SamplingType(IntEnum):
 
     GREEDY = 0  # the likeliest token
     RANDOM = 1  # a draw
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether `value` is what a field's annotation says; an int passes as a float."""
+    kinds = get_args(annotation)
+    if get_origin(annotation) is list:
+        listed = isinstance(value, list | tuple)
+        return listed and all(_fits(item, kinds[0]) for item in value)
+    if kinds:  # a union, such as int | None
+        return any(_fits(value, kind) for kind in kinds)
+    if isinstance(value, bool):  # to Python a bool is an int
+        return annotation is bool
+    return isinstance(value, int | float if annotation is float else annotation)
 
 
 @dataclass
@@ -23,8 +36,8 @@ class SamplingParams:
             log-probability are returned; None is `n`.
         temperature: divides the logits: below 1 favours likely tokens, above 1
             flattens; 0 takes the likeliest token and ignores top_p, top_k and min_p.
-        top_p: keep the smallest set of tokens whose probabilities reach this, in (0,
-            1].
+        top_p: keep the smallest set of tokens whose probabilities reach this; above 0,
+            at most 1.
         top_k: keep this many of the likeliest tokens; -1 keeps all.
         min_p: keep tokens at least this times as likely as the likeliest, in [0, 1].
         presence_penalty: subtracted from the logit of every generated token, [-2, 2].
@@ -77,8 +90,7 @@ class SamplingParams:
     early_stopping: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            self._check_type(field.name, field.type, getattr(self, field.name))
+        self._check_types()
         # Copies, so that a list the caller changes later changes nothing here.
         self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         self.stop_token_ids = list(self.stop_token_ids or [])
@@ -90,31 +102,15 @@ class SamplingParams:
         """GREEDY at temperature 0, else RANDOM."""
         return SamplingType.GREEDY if self.temperature == 0 else SamplingType.RANDOM
 
-    @staticmethod
-    def _check_type(name: str, annotation: Any, value: Any) -> None:
-        """Raise unless `value` fits the field's annotation; ints pass as floats."""
-        allowed = str(annotation)
-        if value is None and "None" in allowed:
-            return
-        if isinstance(value, bool):
-            right = annotation is bool
-        elif isinstance(value, float):
-            right = "float" in allowed
-        elif isinstance(value, int):
-            right = annotation is int or "int |" in allowed or "float" in allowed
-        elif isinstance(value, str):
-            right = "str |" in allowed
-        elif isinstance(value, list | tuple):
-            inner = str if "list[str]" in allowed else int
-            right = "list" in allowed and all(type(item) is inner for item in value)
-        else:
-            right = False
-        if not right:
-            wanted = getattr(annotation, "__name__", allowed)
-            wanted = allowed if "|" in allowed else wanted
-            raise TypeError(f"{name} must be {wanted}, got {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value}")
+    def _check_types(self) -> None:
+        """Raise unless every value fits its annotation, and every float is a number."""
+        for field in fields(self):
+            value, wanted = getattr(self, field.name), field.type
+            if not _fits(value, wanted):
+                wanted = wanted.__name__ if isinstance(wanted, type) else wanted
+                raise TypeError(f"{field.name} must be {wanted}, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{field.name} must be a finite number, got {value}")
 
     def _check_values(self) -> None:
         """Raise for values out of range; a chain of plain ifs, one rule each."""
@@ -127,6 +123,11 @@ class SamplingParams:
         if self.temperature < 0:
             raise ValueError(
                 f"temperature must be non-negative, got {self.temperature}"
+            )
+        if 0 < self.temperature < 1e-5:  # divided by 1e-40, every logit is infinite
+            raise ValueError(
+                "temperature must be 0 (greedy) or at least 1e-05, "
+                f"got {self.temperature}"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")

@@ -9,6 +9,7 @@ import io
 import math
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from folovllm_lite.request import TRANSITIONS
 from folovllm_lite.sampler import apply_min_p, apply_top_k, apply_top_p
 from folovllm_lite.sampling_params import SamplingParams
 
@@ -186,11 +188,11 @@ PARTS = (
     Part("prompt to ids", (8,), True, 0.0, 2),
     Part("sampling params", (2,), True, 1.92, 2),
     Part("request", (4,), True, 3.84, 2),
-    Part("scheduler", (10, 13), False, 5.76, 2),
+    Part("scheduler", (10, 13), True, 5.76, 2),
     Part("ids to text", (8,), True, 1.92, 1),
     Part("sampler", (3,), True, 3.84, 1),
     Part("transformer", (6,), True, 5.76, 1),
-    Part("paged KV cache", (11, 14), False, 1.92, 0),
+    Part("paged KV cache", (11, 14), True, 1.92, 0),
     Part("KV cache", (7,), True, 3.84, 0),
     Part("attention", (6, 12), True, 5.76, 0),
 )
@@ -296,6 +298,302 @@ def _svg(figure: Any) -> str:
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     return svg[svg.index("<svg") :]
+
+
+# Where each status stands in the picture, and what makes a sequence go along an arrow.
+_STATUS_PLACES = {
+    "FINISHED_ABORTED": (4.1, 4.0),
+    "WAITING": (1.2, 2.0),
+    "RUNNING": (4.1, 2.0),
+    "SWAPPED": (7.0, 2.0),
+    "FINISHED_IGNORED": (1.2, 0.0),
+    "FINISHED_STOPPED": (4.1, 0.0),
+    "FINISHED_LENGTH_CAPPED": (7.0, 0.0),
+}
+EVENTS = {
+    ("WAITING", "RUNNING"): "its turn",
+    ("WAITING", "FINISHED_ABORTED"): "user gives up",
+    ("WAITING", "FINISHED_IGNORED"): "can never fit",
+    ("RUNNING", "WAITING"): "preempted, cache dropped",
+    ("RUNNING", "SWAPPED"): "preempted, cache to CPU",
+    ("RUNNING", "FINISHED_STOPPED"): "end reached",
+    ("RUNNING", "FINISHED_LENGTH_CAPPED"): "max_tokens reached",
+    ("RUNNING", "FINISHED_ABORTED"): "user gives up",
+    ("SWAPPED", "RUNNING"): "cache back",
+    ("SWAPPED", "FINISHED_ABORTED"): "user gives up",
+}
+
+
+def sequence_states(transitions: Mapping[Any, Sequence[Any]] = TRANSITIONS) -> Picture:
+    """The states of a sequence as boxes, an arrow for every entry of the table.
+
+    Args:
+        transitions: from each status to those that may come after it.
+    """
+    from matplotlib.figure import Figure
+
+    arrows = [(a.name, b.name) for a, after in transitions.items() for b in after]
+    figure = Figure(figsize=(8.2, 4.0))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    axes.set_xlim(0, 8.2)
+    axes.set_ylim(-0.5, 4.5)
+    axes.axis("off")
+    for start, end in arrows:
+        (x0, y0), (x1, y1) = _STATUS_PLACES[start], _STATUS_PLACES[end]
+        if y0 == y1:  # there and back run side by side
+            side = 1 if x1 > x0 else -1
+            tail = (x0 + side * 0.5, y0 + side * 0.16)
+            head = (x1 - side * 0.5, y1 + side * 0.16)
+            words = ((x0 + x1) / 2, y0 + side * 0.34)
+        else:
+            side = 1 if y1 > y0 else -1
+            tail = (x0 + (x1 - x0) * 0.1, y0 + side * 0.22)
+            head = (x1 - (x1 - x0) * 0.12, y1 - side * 0.36)
+            words = ((x0 + x1) / 2, (y0 + y1) / 2)
+        axes.annotate(
+            "", head, tail, arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.3}
+        )
+        axes.text(
+            *words,
+            EVENTS.get((start, end), ""),
+            ha="center",
+            va="center",
+            size=8,
+            color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )
+    for status, after in transitions.items():
+        x, y = _STATUS_PLACES[status.name]
+        axes.text(
+            x,
+            y,
+            status.name.replace("FINISHED_", "FINISHED\n"),
+            ha="center",
+            va="center",
+            size=9,
+            color="white" if after else INK,
+            bbox={
+                "boxstyle": "round,pad=0.6",
+                "facecolor": BLUE if after else PALE,
+                "edgecolor": BLUE if after else GREY,
+            },
+        )
+    lines = []
+    for status, after in transitions.items():
+        if not after:
+            lines.append(f"{status.name}: final")
+        for end in after:
+            event = EVENTS.get((status.name, end.name), "")
+            lines.append(f"{status.name} → {end.name}: {event}".removesuffix(": "))
+    return Picture(_svg(figure), "\n".join(lines))
+
+
+def size(count: int) -> str:
+    """Bytes in the largest binary unit of which there is at least one: '1.75 MiB'."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << power:
+            return f"{count / (1 << power):.2f} {unit}"
+    return f"{count} B"
+
+
+def draw_memory(bars: dict[str, dict[str, int]], title: str = "") -> Picture:
+    """Bars that show what a memory holds, one below the other on the same scale.
+
+    Args:
+        bars: a name for each bar, and its parts in bytes, in order from the left.
+            Parts of the same name have the same colour in every bar; there are four.
+        title: above the bars.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for parts in bars.values() for name in parts))
+    colours = [(INK, "white"), (GREY, INK), (BLUE, "white"), (PALE, INK)]
+    fills = dict(zip(names, colours, strict=False))
+    longest = max(sum(parts.values()) for parts in bars.values())
+    figure = Figure(figsize=(7.2, 0.62 * len(bars) + 1.0), layout="constrained")
+    axes = figure.add_subplot()
+    lines = [title] if title else []
+    for y, (bar, parts) in enumerate(bars.items()):
+        left = 0.0
+        lines.append(bar)
+        for name, count in parts.items():
+            width = count / longest
+            fill, ink = fills[name]
+            axes.barh(y, width, 0.62, left, color=fill, edgecolor="white")
+            if width > 0.12:
+                middle = left + width / 2
+                axes.text(
+                    middle, y, size(count), color=ink, ha="center", va="center", size=8
+                )
+            left += width
+            lines.append(f"  {name:<22}{size(count):>11}  {'█' * round(width * 40)}")
+    for name in names:  # one entry each, in the order of the bars' parts
+        axes.barh(0, 0, color=fills[name][0], label=name)
+    axes.set_yticks(range(len(bars)), list(bars), size=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xticks([])
+    axes.tick_params(length=0, labelcolor=INK)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_title(title, loc="left", size=11, color=INK)
+    figure.legend(
+        loc="outside lower center", ncols=len(names), frameon=False, fontsize=9
+    )
+    return Picture(_svg(figure), "\n".join(lines))
+
+
+# Where the engine reads each field of SamplingParams, in the order of one step: title,
+# what happens there, fields.
+FIELD_GROUPS = (
+    ("how many", "sequences are made", ("n", "best_of")),
+    (
+        "penalties",
+        "scores are changed",
+        ("presence_penalty", "frequency_penalty", "repetition_penalty"),
+    ),
+    (
+        "how to draw",
+        "one token is chosen",
+        ("temperature", "min_p", "top_k", "top_p", "seed"),
+    ),
+    (
+        "when to stop",
+        "the end is looked for",
+        (
+            "min_tokens",
+            "stop_token_ids",
+            "ignore_eos",
+            "stop",
+            "include_stop_str_in_output",
+            "max_tokens",
+        ),
+    ),
+    (
+        "what to report",
+        "the output is made",
+        (
+            "logprobs",
+            "prompt_logprobs",
+            "skip_special_tokens",
+            "spaces_between_special_tokens",
+        ),
+    ),
+    (
+        "beam search",
+        "refused",
+        ("use_beam_search", "length_penalty", "early_stopping"),
+    ),
+)
+
+
+def sampling_fields() -> Picture:
+    """The loop of one request, and the fields of SamplingParams where they are read."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyBboxPatch
+
+    figure = Figure(figsize=(8.7, 3.3))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    axes.set_xlim(-0.05, 9.5)
+    axes.set_ylim(-1.75, 1.65)
+    axes.axis("off")
+    *steps, refused = FIELD_GROUPS
+    places = (0.0, 2.75, 4.4, 5.95, 7.6)
+    width, height = 1.35, 0.62
+
+    def box(x: float, y: float, title: str, under: str, style: str = "full") -> None:
+        full = style == "full"
+        axes.add_patch(
+            FancyBboxPatch(
+                (x, y),
+                width if full else 0.9,
+                height,
+                boxstyle="round,pad=0,rounding_size=0.09",
+                facecolor=BLUE if full else "white",
+                edgecolor=BLUE if full else GREY,
+                linewidth=1.4,
+            )
+        )
+        middle = x + (width if full else 0.9) / 2
+        ink = "white" if full else INK
+        axes.text(middle, y + 0.40, title, ha="center", va="center", color=ink, size=9)
+        axes.text(
+            middle, y + 0.17, under, ha="center", va="center", color=ink, size=6.8
+        )
+
+    def arrow(start: float, end: float) -> None:
+        axes.annotate(
+            "",
+            (end, height / 2),
+            (start, height / 2),
+            arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.4},
+        )
+
+    for x, (title, under, names) in zip(places, steps, strict=True):
+        box(x, 0, title, under)
+        for line, name in enumerate(names):
+            axes.text(x + 0.02, -0.22 - 0.21 * line, name, color=INK, size=7)
+    box(1.6, 0, "model", "a score each", "empty")
+    for start, end in zip((0.0, 1.6, *places[1:]), (1.6, *places[1:]), strict=False):
+        arrow(start + (0.9 if start == 1.6 else width), end)
+    axes.annotate(
+        "",
+        (2.05, height),
+        (6.62, height),
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": INK,
+            "lw": 1.4,
+            "connectionstyle": "bar,fraction=0.09",
+        },
+    )
+    axes.text(4.33, 1.2, "not yet: one more token", ha="center", color=INK, size=8)
+    title, under, names = refused
+    words = f"{title}, {under}: {', '.join(names)}"
+    axes.text(0.02, -1.6, words, color=RED, size=8)
+    text = "\n".join(
+        f"{title} ({under}): {', '.join(names)}" for title, under, names in FIELD_GROUPS
+    )
+    return Picture(_svg(figure), text)
+
+
+def draw_file(
+    parts: list[tuple[str, int]], data_from: int = 2, title: str = ""
+) -> Picture:
+    """A file from its first byte to its last: what stands where. Not to scale.
+
+    Args:
+        parts: name and bytes of each part, in the file's order.
+        data_from: the first part that is data; those before it describe it.
+        title: stands above.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    starts = [sum(size for _, size in parts[:i]) for i in range(len(parts) + 1)]
+    lines = [title] if title else []
+    lines += [
+        f"byte {start:>5}: {name}, {size} bytes"
+        for start, (name, size) in zip(starts, parts, strict=False)
+    ]
+    lines.append(f"byte {starts[-1]:>5}: the end")
+    figure = Figure(figsize=(7.2, 1.5))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    axes.set_xlim(-0.15, len(parts) + 0.15)
+    axes.set_ylim(-0.55, 1.6)
+    axes.axis("off")
+    for x, (name, size) in enumerate(parts):
+        is_data = x >= data_from
+        face, ink = (BLUE, "white") if is_data else (PALE, INK)
+        axes.add_patch(Rectangle((x, 0), 1, 1, facecolor=face, edgecolor="white", lw=2))
+        for y, words, points in ((0.63, name, 10), (0.3, f"{size} bytes", 8)):
+            axes.text(
+                x + 0.5, y, words, ha="center", va="center", color=ink, size=points
+            )
+    for x, start in enumerate(starts):
+        axes.text(x, -0.25, str(start), ha="center", va="center", color=INK, size=8)
+    axes.text(0, 1.3, title, color=INK, size=11, va="center")
+    return Picture(_svg(figure), "\n".join(lines))
 
 
 if __name__ == "__main__":  # python -m folovllm_lite.viz FILE.svg: the README's picture

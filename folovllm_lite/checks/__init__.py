@@ -7,6 +7,20 @@ a module. Each property is printed with ✓ or ✗; `CheckFailed` comes at the e
 
 from folovllm_lite.checks.config_suite import config
 from folovllm_lite.checks.harness import CheckFailed
+from folovllm_lite.checks.model_loader_suite import model_loader
+from folovllm_lite.checks.outputs_suite import outputs
+from folovllm_lite.checks.request_suite import request
 from folovllm_lite.checks.sampler_suite import sampler
+from folovllm_lite.checks.sampling_params_suite import sampling_params
+from folovllm_lite.checks.utils_suite import utils
 
-__all__ = ["CheckFailed", "config", "sampler"]
+__all__ = [
+    "CheckFailed",
+    "config",
+    "model_loader",
+    "outputs",
+    "request",
+    "sampler",
+    "sampling_params",
+    "utils",
+]

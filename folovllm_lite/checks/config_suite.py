@@ -1,6 +1,7 @@
 """What has to be true of the configs (notebook 01)."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ _SUITE = Suite(package)
 
 
 def config(pieces: Any = None, /, **named: Any) -> None:
-    """Judge the four configs, or some of them.
+    """Judge the four configs, or some of them, or notebook 01's exercises.
 
     `checks.config(CacheConfig=Mine)` judges one class, `checks.config(module)` all of a
     module. Raises CheckFailed at the end if a property doesn't hold.
@@ -146,6 +147,43 @@ def _swap(p: SimpleNamespace) -> None:
     )
 
 
+@_SUITE.property("CacheConfig", hint="no blocks at all can hold nothing")
+def _blocks_by_hand(p: SimpleNamespace) -> None:
+    """num_gpu_blocks_override is None or at least 1."""
+    expect("CacheConfig()", p.CacheConfig().num_gpu_blocks_override, None)
+    made = p.CacheConfig(num_gpu_blocks_override=1).num_gpu_blocks_override
+    expect("CacheConfig(num_gpu_blocks_override=1)", made, 1)
+    expect_error(
+        "CacheConfig(num_gpu_blocks_override=0)",
+        lambda: p.CacheConfig(num_gpu_blocks_override=0),
+        ValueError,
+        "num_gpu_blocks_override",
+        "0",
+    )
+
+
+@_SUITE.property(
+    "CacheConfig",
+    hint="an annotation checks nothing, and isinstance(True, int) is True",
+)
+def _cache_types(p: SimpleNamespace) -> None:
+    """A value of the wrong type is a TypeError that names the field and the value."""
+    for name, value in (
+        ("block_size", "16"),
+        ("block_size", 16.0),
+        ("block_size", True),
+        ("swap_space", "4"),
+        ("enable_prefix_caching", "no"),
+    ):
+        expect_error(
+            f"CacheConfig({name}={value!r})",
+            lambda name=name, value=value: p.CacheConfig(**{name: value}),
+            TypeError,
+            name,
+            repr(value),
+        )
+
+
 @_SUITE.property(
     "SchedulerConfig", hint="None means that the engine decides; 0 means nothing"
 )
@@ -164,6 +202,21 @@ def _scheduler(p: SimpleNamespace) -> None:
             ValueError,
             name,
             "0",
+        )
+
+
+@_SUITE.property("SchedulerConfig", hint="list the names that are allowed, and None")
+def _preemption(p: SimpleNamespace) -> None:
+    """preemption_mode is "recompute", "swap" or None, and nothing else."""
+    for mode in ("recompute", "swap", None):
+        made = p.SchedulerConfig(preemption_mode=mode).preemption_mode
+        expect(f"SchedulerConfig(preemption_mode={mode!r})", made, mode)
+    for mode in ("", "Swap"):
+        expect_error(
+            f"SchedulerConfig(preemption_mode={mode!r})",
+            lambda mode=mode: p.SchedulerConfig(preemption_mode=mode),
+            ValueError,
+            repr(mode),
         )
 
 
@@ -220,3 +273,209 @@ def _caller(p: SimpleNamespace) -> None:
             f"max_model_len={shared.max_model_len}",
             "None",
         )
+
+
+# ----- notebook 01's exercises
+
+
+def _six_engines(p: SimpleNamespace, letters: str) -> None:
+    """Compare the predictions for `letters` with what becomes of the six engines."""
+    shared, short = p.SchedulerConfig(), p.SchedulerConfig(max_model_len=64)
+
+    def limit(length: int | None) -> Any:
+        return p.ModelConfig("folo", max_model_len=length)
+
+    makers = {
+        "a": lambda: p.EngineConfig(limit(256), scheduler_config=shared),
+        "b": lambda: p.EngineConfig(limit(None), scheduler_config=shared),
+        "c": lambda: p.EngineConfig(limit(256), scheduler_config=short),
+        "d": lambda: p.EngineConfig(limit(32), scheduler_config=short),
+        "e": lambda: p.EngineConfig(limit(32), scheduler_config=shared),
+        "f": lambda: replace(made["a"], model_config=limit(128)),
+    }
+    made: dict[str, Any] = {}
+    predicted = p.predicted_lengths()
+    for letter, make in makers.items():
+        try:
+            made[letter] = make()
+            happens = made[letter].scheduler_config.max_model_len
+        except ValueError:
+            happens = "refused"
+        if letter not in letters:
+            continue
+        if letter not in predicted:
+            fail(f"engine {letter}", "no prediction", "a number, None or 'refused'")
+        if predicted[letter] != happens:
+            fail(f"engine {letter}", repr(predicted[letter]), "something else")
+
+
+@_SUITE.property(
+    "predicted_lengths",
+    hint="which object does each engine write to, and what does `shared` hold then?",
+)
+def _predicted_shared(p: SimpleNamespace) -> None:
+    """Engines a, b and e, which are given one scheduler config, are predicted."""
+    _six_engines(p, "abe")
+
+
+@_SUITE.property(
+    "predicted_lengths",
+    hint="which of the two lengths may be the smaller one, and which may not?",
+)
+def _predicted_short(p: SimpleNamespace) -> None:
+    """Engines c and d, whose scheduler has a length of its own, are predicted."""
+    _six_engines(p, "cd")
+
+
+@_SUITE.property(
+    "predicted_lengths",
+    hint="replace passes on what `a` holds now, and then __post_init__ runs again",
+)
+def _predicted_replace(p: SimpleNamespace) -> None:
+    """Engine f, made from a by replace, is predicted."""
+    _six_engines(p, "f")
+
+
+def _strict(p: SimpleNamespace, length: int | None, **scheduler: Any) -> Any:
+    """A StrictEngineConfig of a model of `length`."""
+    return p.StrictEngineConfig(
+        p.ModelConfig("folo", max_model_len=length),
+        p.CacheConfig(),
+        p.SchedulerConfig(**scheduler),
+    )
+
+
+@_SUITE.property(
+    "StrictEngineConfig", hint="call the __post_init__ of EngineConfig; when?"
+)
+def _strict_is_an_engine(p: SimpleNamespace) -> None:
+    """A StrictEngineConfig does all that an EngineConfig does."""
+    got = _strict(p, 512).scheduler_config.max_model_len
+    expect("model max_model_len=512, scheduler None", got, 512)
+    expect_error(
+        "model max_model_len=512, scheduler 1024",
+        lambda: _strict(p, 512, max_model_len=1024),
+        ValueError,
+        "512",
+        "1024",
+    )
+
+
+@_SUITE.property(
+    "StrictEngineConfig", hint="None is no budget: the engine will choose one itself"
+)
+def _strict_without_numbers(p: SimpleNamespace) -> None:
+    """Where no budget is given, or no length is known, there is nothing to compare."""
+    made = _strict(p, 512, max_num_seqs=1024).scheduler_config
+    expect("no budget: max_num_batched_tokens", made.max_num_batched_tokens, None)
+    made = _strict(p, None, max_num_batched_tokens=256).scheduler_config
+    expect("budget 256, no length anywhere", made.max_num_batched_tokens, 256)
+
+
+@_SUITE.property(
+    "StrictEngineConfig", hint="every running text takes one token of each step"
+)
+def _strict_seqs(p: SimpleNamespace) -> None:
+    """A budget below max_num_seqs is refused with both numbers, chunked or not."""
+    for chunked in (False, True):
+        given = {"max_num_seqs": 8, "enable_chunked_prefill": chunked}
+        made = _strict(p, 4, max_num_batched_tokens=8, **given).scheduler_config
+        expect(f"budget 8, length 4, {given}", made.max_num_batched_tokens, 8)
+        expect_error(
+            f"budget 7, length 4, {given}",
+            lambda given=given: _strict(p, 4, max_num_batched_tokens=7, **given),
+            ValueError,
+            "7",
+            "8",
+        )
+
+
+@_SUITE.property(
+    "StrictEngineConfig",
+    hint="look at the scheduler's length after the two were brought together",
+)
+def _strict_prompts(p: SimpleNamespace) -> None:
+    """Without chunked prefill a budget below the longest text is refused likewise."""
+    given = {"max_num_seqs": 8}
+    made = _strict(p, 512, max_num_batched_tokens=512, **given).scheduler_config
+    expect("budget 512, length 512", made.max_num_batched_tokens, 512)
+    made = _strict(
+        p, 512, max_num_batched_tokens=64, max_model_len=64, **given
+    ).scheduler_config
+    expect(
+        "budget 64, scheduler's length 64, model's 512", made.max_num_batched_tokens, 64
+    )
+    expect_error(
+        "budget 511, length 512",
+        lambda: _strict(p, 512, max_num_batched_tokens=511, **given),
+        ValueError,
+        "511",
+        "512",
+    )
+    made = _strict(
+        p, 512, max_num_batched_tokens=64, enable_chunked_prefill=True, **given
+    ).scheduler_config
+    expect("budget 64, length 512, chunked", made.max_num_batched_tokens, 64)
+
+
+def _engine(
+    p: SimpleNamespace, block_size: int, seqs: int, length: int | None = None
+) -> Any:
+    """An EngineConfig for `longest_length`."""
+    return p.EngineConfig(
+        p.ModelConfig("folo", max_model_len=length),
+        p.CacheConfig(block_size=block_size),
+        p.SchedulerConfig(max_num_seqs=seqs),
+    )
+
+
+@_SUITE.property(
+    "longest_length", hint="how many tokens fit into all blocks, with one text alone?"
+)
+def _length_alone(p: SimpleNamespace) -> None:
+    """One text may fill the whole pool, and no more."""
+    for blocks, block_size, wanted in ((1, 4, 4), (3, 4, 12), (3, 1, 3)):
+        got = p.longest_length(blocks, _engine(p, block_size, 1), 4096)
+        expect(f"{blocks} blocks of {block_size} tokens, 1 text", got, wanted)
+
+
+@_SUITE.property(
+    "longest_length", hint="can two texts share a block? Then what has to be divided?"
+)
+def _length_shared(p: SimpleNamespace) -> None:
+    """max_num_seqs texts can reach the length at once, each in blocks of its own."""
+    for blocks, seqs, wanted in ((6, 3, 8), (7, 3, 8), (8, 3, 8), (9, 3, 12)):
+        got = p.longest_length(blocks, _engine(p, 4, seqs), 4096)
+        expect(f"{blocks} blocks of 4 tokens, {seqs} texts", got, wanted)
+
+
+@_SUITE.property(
+    "longest_length", hint="memory is one limit of several: which others are there?"
+)
+def _length_capped(p: SimpleNamespace) -> None:
+    """However large the pool, no other limit is exceeded."""
+    for length, positions, wanted in ((None, 30, 30), (20, 30, 20), (50, 30, 30)):
+        got = p.longest_length(100, _engine(p, 4, 2, length), positions)
+        given = f"100 blocks of 4 tokens, 2 texts, max_model_len {length}"
+        expect(f"{given}, {positions} positions", got, wanted)
+    config = p.EngineConfig(
+        p.ModelConfig("folo", max_model_len=20),
+        p.CacheConfig(block_size=4),
+        p.SchedulerConfig(max_num_seqs=2, max_model_len=10),
+    )
+    got = p.longest_length(100, config, 30)
+    expect("100 blocks, max_model_len 20, the scheduler's 10, 30 positions", got, 10)
+
+
+@_SUITE.property("longest_length", hint="what would an answer of 0 be good for?")
+def _length_refused(p: SimpleNamespace) -> None:
+    """A pool with less than a block for each text is refused with both numbers."""
+    got = p.longest_length(3, _engine(p, 4, 3), 4096)
+    expect("3 blocks of 4 tokens, 3 texts", got, 4)
+    expect_error(
+        "5 blocks of 4 tokens, 7 texts",
+        lambda: p.longest_length(5, _engine(p, 4, 7), 4096),
+        ValueError,
+        "5",
+        "7",
+    )

@@ -317,6 +317,27 @@ def _min_p_first(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
+    "filter_logits", hint="make a column [N, 1] of each parameter, one entry for a row"
+)
+def _rows_as_alone(p: SimpleNamespace) -> None:
+    """A row of a batch is left with what it would be left with alone."""
+    weights = [9, 1, 64, 9, 16, 1]
+    every = [
+        {"top_k": 2},
+        {"temperature": 2.0, "top_p": 0.7},
+        {"temperature": 0},
+        {"min_p": 0.1},
+        {},
+    ]
+    alone = [_kept(p.filter_logits(_logits(weights), [_row(**x)]))[0] for x in every]
+    for order in ([0, 1], [1, 0], [2, 0], [0, 4, 3], [0, 1, 2, 3, 4]):
+        rows = [_row(**every[i]) for i in order]
+        got = p.filter_logits(_logits(weights).expand(len(rows), -1), rows)
+        given = f"rows of weights {weights} with {[every[i] for i in order]}: kept ids"
+        expect(given, _kept(got), [alone[i] for i in order])
+
+
+@_SUITE.property(
     "filter_logits", hint="dividing by 0 gives inf or NaN; leave such rows out"
 )
 def _greedy_rows(p: SimpleNamespace) -> None:
@@ -487,3 +508,227 @@ def _bad_rows(p: SimpleNamespace) -> None:
             ("sample", lambda x=logits: p.sample(x, [_row(), _row()])),
         ):
             expect_error(f"{name}, rows [0, 0] and {bad}", call, ValueError, "row 1")
+
+
+# ----- the exercises: pieces that the package doesn't have
+
+_TRACE = [4, 25, 9, 1, 9, 16]
+
+
+def _judge_trace(p: SimpleNamespace, name: str, right: Any, slips: list) -> None:
+    """Fail with what led to a wrong answer, never with the right one."""
+    answer = p.survivors()
+    if not isinstance(answer, dict) or name not in answer:
+        fail("survivors()", answer, f"a dict with the key {name!r}")
+    got = answer[name]
+    got = sorted(got) if isinstance(got, list | tuple | set) else got
+    if plain(got) == plain(right):
+        return
+    about = next((why for slip, why in slips if plain(got) == plain(slip)), None)
+    if about is None:
+        about = f"{len(right)} ids" if isinstance(right, list) else "another share"
+    given = f"weights {_TRACE}, temperature 2, min_p 0.5, top_k 3, top_p 0.7: {name}"
+    fail(given, got, about)
+
+
+@_SUITE.property("survivors", hint="what does temperature 2 make of a weight of 25?")
+def _trace_min_p(p: SimpleNamespace) -> None:
+    """After min_p, the ids are those that the warmed distribution leaves."""
+    slips = [
+        ([1, 5], "min_p sees the distribution after the temperature"),
+        ([1], "the threshold is a share of the likeliest, not a probability"),
+        ([], "the threshold is a share of the likeliest, not a probability"),
+        ([0, 1, 2, 4, 5], "half as likely as the likeliest is the least that stays"),
+    ]
+    _judge_trace(p, "min_p", [1, 2, 4, 5], slips)
+
+
+@_SUITE.property("survivors", hint="k tokens stay; when two are equal, which?")
+def _trace_top_k(p: SimpleNamespace) -> None:
+    """After top_k, as many ids are left as the contract says."""
+    slips = [
+        ([1, 2, 4, 5], "a tie lets nobody through: k means k"),
+        ([1, 4, 5], "of two equally likely tokens, the lower id stays"),
+    ]
+    _judge_trace(p, "top_k", [1, 2, 5], slips)
+
+
+@_SUITE.property("survivors", hint="divide by the sum of what top_k has left")
+def _trace_top_p(p: SimpleNamespace) -> None:
+    """After top_p, the ids are the smallest set that reaches it."""
+    slips = [
+        ([1, 2, 5], "top_p sees the survivors renormalised: their sum is 1 again"),
+        ([1], "the token that crosses the line stays"),
+    ]
+    _judge_trace(p, "top_p", [1, 5], slips)
+
+
+@_SUITE.property(
+    "survivors", hint="a share of what? of the sum of what the last filter left"
+)
+def _trace_draw(p: SimpleNamespace) -> None:
+    """The chance of id 1 in the draw is its share of what is left."""
+    slips = [
+        (25 / 41, "what is drawn from is the distribution after the temperature"),
+        (5 / 12, "renormalise over the survivors of the last filter"),
+        (5 / 18, "renormalise over the survivors of the last filter"),
+        (25 / 64, "renormalise over the survivors of the last filter"),
+    ]
+    _judge_trace(p, "chance", 5 / 9, slips)
+
+
+@_SUITE.property(
+    "apply_typical_p",
+    hint="rank by the distance of a token's surprise, -log p, from the mean surprise",
+)
+def _typical_order(p: SimpleNamespace) -> None:
+    """typical_p keeps the tokens whose surprise is nearest to the entropy."""
+    for weights, typical_p, kept in (
+        ([6, 1, 1], 0.4, [0]),
+        ([5, 2, 2, 1], 0.1, [1]),
+        ([5, 2, 2, 1], 0.3, [1, 2]),
+        ([1, 5, 2, 2], 0.3, [2, 3]),
+        ([2, 2, 4, 2], 0.25, [0, 1]),
+    ):
+        got = p.apply_typical_p(_logits(weights), _column(typical_p))
+        given = f"weights {weights}, typical_p {typical_p}: kept ids"
+        expect(given, _kept(got), [kept])
+
+
+@_SUITE.property(
+    "apply_typical_p", hint="the same rule as in top_p, on another ranking"
+)
+def _typical_crossing(p: SimpleNamespace) -> None:
+    """The token that crosses the line stays, and so does at least one."""
+    for weights, typical_p, kept in (
+        ([5, 2, 2, 1], 1e-6, [1]),
+        ([5, 2, 2, 1], 0.5, [0, 1, 2]),
+        ([5, 2, 2, 1], 0.95, [0, 1, 2, 3]),
+    ):
+        got = p.apply_typical_p(_logits(weights), _column(typical_p))
+        given = f"weights {weights}, typical_p {typical_p}: kept ids"
+        expect(given, _kept(got), [kept])
+
+
+@_SUITE.property(
+    "apply_typical_p",
+    hint="0 times infinity is NaN: what does a removed token add to the entropy?",
+)
+def _typical_removed(p: SimpleNamespace) -> None:
+    """Tokens that an earlier filter removed change nothing and don't come back."""
+    for typical_p, kept in ((0.3, [2, 3]), (0.5, [0, 2, 3]), (1.0, [0, 2, 3, 4])):
+        got = p.apply_typical_p(_logits([5, 0, 2, 2, 1]), _column(typical_p))
+        given = f"weights [5, 0, 2, 2, 1], typical_p {typical_p}: kept ids"
+        expect(given, _kept(got), [kept])
+
+
+@_SUITE.property(
+    "apply_typical_p", hint="every row has its own entropy, and 1 switches it off"
+)
+def _typical_rows(p: SimpleNamespace) -> None:
+    """Each row has its own typical_p and its own entropy, and 1 keeps all."""
+    logits = _logits([5, 2, 2, 1], [1, 1, 12, 1], [5, 2, 2, 1])
+    got = p.apply_typical_p(logits, _column(0.3, 0.3, 1.0))
+    given = "weights [5, 2, 2, 1], [1, 1, 12, 1], [5, 2, 2, 1], typical_p 0.3, 0.3, 1"
+    expect(f"{given}: kept ids", _kept(got), [[1, 2], [2], [0, 1, 2, 3]])
+    rare = _logits([1.0, *[1e-9] * 50])
+    got = p.apply_typical_p(rare, _column(1.0))
+    given = "weights [1, 50 times 1e-9], typical_p 1: how many are kept"
+    expect(given, len(_kept(got)[0]), 51)
+
+
+@_SUITE.property("apply_typical_p", hint="use masked_fill on the logits you were given")
+def _typical_only_removes(p: SimpleNamespace) -> None:
+    """What is kept, and what was passed in, stays as it was."""
+    logits = _logits([5, 2, 2, 1])
+    before = logits.clone()
+    got = p.apply_typical_p(logits, _column(0.3))
+    expect("the logits that were passed in, afterwards", logits, before)
+    expect(
+        "weights [5, 2, 2, 1]: the logits that are kept", got[0, 1:3], before[0, 1:3]
+    )
+
+
+@_SUITE.property("draw_at", hint="make the noise of a row from its own seed and step")
+def _at_alone(p: SimpleNamespace) -> None:
+    """A row's token depends on its logits, its seed and its step, on nothing else."""
+    flat = torch.zeros(1, 1000)
+    alone = {s: p.draw_at(flat, [s], [3]).tolist()[0] for s in range(5)}
+    again = p.draw_at(flat, [0], [3]).tolist()[0]
+    expect("1000 equal weights, seed 0, step 3, for the second time", again, alone[0])
+    for seeds in ([0, 1], [1, 0], [4, 2, 0, 3, 1]):
+        got = p.draw_at(flat.expand(len(seeds), -1), seeds, [3] * len(seeds))
+        given = f"1000 equal weights, seeds {seeds} in one batch, all at step 3"
+        expect(given, got, [alone[s] for s in seeds])
+
+
+@_SUITE.property("draw_at", hint="torch.Generator() makes one that is nobody else's")
+def _at_global(p: SimpleNamespace) -> None:
+    """PyTorch's global generator is neither used nor changed."""
+    flat = torch.zeros(1, 1000)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        first = p.draw_at(flat, [5], [0]).tolist()
+        if not torch.equal(before, torch.get_rng_state()):
+            fail("the state of the global generator, afterwards", "changed", "the same")
+        torch.manual_seed(1)
+        given = "seed 5, step 0, after torch.manual_seed(1) instead of (0)"
+        expect(given, p.draw_at(flat, [5], [0]), first)
+
+
+@_SUITE.property(
+    "draw_at", hint="count: draw i with its probability, whatever the trick"
+)
+def _at_frequencies(p: SimpleNamespace) -> None:
+    """Over many steps, and over many seeds, tokens come with their probabilities."""
+    weights = [1, 0, 2, 5]
+    many = list(range(_DRAWS))
+    logits = _logits(weights).expand(_DRAWS, -1)
+    wanted = [_DRAWS * weight / 8 for weight in weights]
+    for what, seeds, steps in (
+        ("steps of seed 7", [7] * _DRAWS, many),
+        ("seeds at step 7", many, [7] * _DRAWS),
+    ):
+        counts = p.draw_at(logits, seeds, steps).bincount(minlength=4).tolist()
+        pairs = [(c, w) for c, w in zip(counts, wanted, strict=True) if w]
+        chi_squared = sum((c - w) ** 2 / w for c, w in pairs)
+        if counts[1] or chi_squared > 13.8:  # two degrees: once in a thousand
+            given = f"weights {weights}, {_DRAWS} {what}: counts"
+            fail(given, counts, f"about {wanted}")
+
+
+@_SUITE.property(
+    "draw_at",
+    hint="which other (seed, step) gives the same number in your mix of the two?",
+)
+def _at_streams(p: SimpleNamespace) -> None:
+    """No seed's tokens are another seed's tokens, moved by a few steps."""
+    steps = list(range(300))
+    flat = torch.zeros(len(steps), 1000)
+    runs: dict[tuple[int, ...], tuple[int, int]] = {}
+    for seed in (0, 1, 2, 4, 8, 9):
+        drawn = p.draw_at(flat, [seed] * len(steps), steps).tolist()
+        for at in range(len(drawn) - 3):
+            run = tuple(drawn[at : at + 4])
+            other, there = runs.setdefault(run, (seed, at))
+            if (other, there) != (seed, at):
+                fail(
+                    f"1000 equal weights, seed {seed}, steps {at} to {at + 3}",
+                    f"the tokens of seed {other}, steps {there} to {there + 3}",
+                    "tokens of its own",
+                )
+
+
+@_SUITE.property(
+    "draw_at",
+    hint="seeds go up to 2**63 - 1: floats are too coarse, products too large",
+)
+def _at_large(p: SimpleNamespace) -> None:
+    """The largest seeds work, and neighbours among them differ."""
+    flat = torch.zeros(20, 1000)
+    steps = list(range(20))
+    last = p.draw_at(flat, [2**63 - 1] * 20, steps).tolist()
+    before = p.draw_at(flat, [2**63 - 2] * 20, steps).tolist()
+    if sum(a == b for a, b in zip(last, before, strict=True)) > 3:
+        fail("seeds 2**63 - 1 and 2**63 - 2, 20 steps each", last, "other tokens")

@@ -9,7 +9,7 @@ that the model can start from nothing as well as from a prompt without it.
 import hashlib
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from folovllm_lite.tiny import chinese, english
 from folovllm_lite.tiny.grammar import Grammar, Plot, Sample
@@ -19,12 +19,47 @@ TURN = "<|im_start|>"
 TURN_END = "<|im_end|>"
 LANGUAGES = {"en": english, "zh": chinese}
 
-# Shares of the kinds of documents, in the first stage of training and in the second; of
-# stories among the turns of a chat; how long a chat can be. Copying a name, keeping
-# apart who has what, and sums are what a small model learns last, and questions teach
-# them with fewer tokens than stories do.
-_KINDS = {"story": 0.45, "plain": 0.20, "chat": 0.35}
-_POLISH_KINDS = {"story": 0.35, "plain": 0.35, "chat": 0.30}
+
+@dataclass(frozen=True)
+class Mix:
+    """What a stage of the training reads.
+
+    Args:
+        kinds: shares of the kinds of documents.
+        hard_names: use the longer invented names of the languages' `PRACTICE`.
+        dwell: for some kinds beginnings of the names of plots to dwell on, and the
+            chance to draw again where it was another plot.
+        echo: how much a token counts that repeats what was chosen before, a name or a
+            color, say; others count 1. It changes what is learned first and not what
+            is best: each place still has its own best answer.
+    """
+
+    kinds: dict[str, float]
+    hard_names: bool = False
+    dwell: dict[str, tuple[tuple[str, ...], float]] = field(default_factory=dict)
+    echo: float = 1.0
+
+
+# Copying a name, keeping apart who has what, and sums are what a small model learns
+# last, and questions teach them with fewer tokens than stories do. The last two stages
+# dwell on questions about two people, where an answer has to be told from its
+# neighbour.
+MIXES = {
+    "practice": Mix({"story": 0.45, "plain": 0.20, "chat": 0.35}, hard_names=True),
+    "polish": Mix(
+        {"story": 0.35, "plain": 0.35, "chat": 0.30},
+        dwell={"plain": (("where", "who", "color"), 0.6)},
+    ),
+    "finish": Mix(
+        {"story": 0.60, "plain": 0.25, "chat": 0.15},
+        dwell={
+            "plain": (("color",), 0.6),
+            "story": (("broken", "gift", "lost", "stuck"), 0.5),
+        },
+        echo=8.0,
+    ),
+}
+# The share of stories among the turns of a chat; how long a chat can be.
 _STORY_TURN = 0.25
 _MAX_TURNS = 4
 
@@ -89,8 +124,6 @@ PRACTICE = {
     name: _grammars(language, {**language.LEXICONS, **language.PRACTICE})
     for name, language in LANGUAGES.items()
 }
-# Questions about two people, where the answer has to be told from its neighbour.
-_TWO_PEOPLE = ("where", "who", "color")
 
 
 @dataclass(frozen=True)
@@ -101,6 +134,15 @@ class Document:
     kind: str
     text: str
     parts: tuple[Sample, ...]
+
+    @property
+    def echoes(self) -> list[tuple[int, int]]:
+        """The echoes of all parts, as [start, end) of `text`."""
+        spans, at = [], len(self.text) - sum(len(part.text) for part in self.parts)
+        for part in self.parts:  # they end the text; before them stands no choice
+            spans += [(at + start, at + end) for start, end in part.echoes]
+            at += len(part.text)
+        return spans
 
 
 def held_out(sample: Sample) -> bool:
@@ -120,22 +162,22 @@ def draw(grammar: Grammar, rng: random.Random, held: bool = False) -> Sample:
             return sample
 
 
-def document(rng: random.Random, practice: bool = True) -> Document:
+def document(rng: random.Random, mix: str = "practice") -> Document:
     """Draw a document: a story, a plain question, or a chat of up to 4 turns.
 
     Args:
         rng: decides everything.
-        practice: for the first stage of training, with harder names; else for the
-            second, where plain questions are mostly about two people.
+        mix: a name of MIXES.
     """
     language = rng.choice(list(LANGUAGES))
-    grammars = (PRACTICE if practice else GRAMMARS)[language]
-    kinds = _KINDS if practice else _POLISH_KINDS
-    kind = rng.choices(list(kinds), kinds.values())[0]
+    chosen = MIXES[mix]
+    grammars = (PRACTICE if chosen.hard_names else GRAMMARS)[language]
+    kind = rng.choices(list(chosen.kinds), chosen.kinds.values())[0]
     if kind != "chat":
         part = draw(grammars[kind], rng)
-        if kind == "plain" and not practice:
-            while not part.plot.startswith(_TWO_PEOPLE) and rng.random() < 0.6:
+        if kind in chosen.dwell:
+            names, patience = chosen.dwell[kind]
+            while not part.plot.startswith(names) and rng.random() < patience:
                 part = draw(grammars[kind], rng)
         start = END if rng.random() < 0.5 else ""
         return Document(language, kind, start + part.text, (part,))

@@ -204,6 +204,8 @@ class Sample:
         logprob: natural log-probability of the choices that wrote it. Where two
             derivations write the same text, `Grammar.logprob` is the larger sum.
         has_slots: whether the plot draws any words.
+        echoes: [start, end) of every later mention of a slot, in characters: what no
+            choice is left about.
     """
 
     plot: str
@@ -211,6 +213,7 @@ class Sample:
     prompt: str
     logprob: float
     has_slots: bool
+    echoes: tuple[tuple[int, int], ...] = ()
 
 
 class Grammar:
@@ -235,23 +238,32 @@ class Grammar:
         )[0]
         plot, logp = self.plots[index], self._log_weights[index]
         bound: dict[str, Entry] = {}
-        written = []
+        written, echoes, at = [], [], 0
         for templates in self._cut[index]:
             log_choice = self._choice(len(templates))
             pick = rng.choices(range(len(templates)), map(math.exp, log_choice))[0]
             logp += log_choice[pick]
-            words = []
+            start = at
             for literal, slot, form in templates[pick]:
-                words.append(literal)
+                written.append(literal)
+                at += len(literal)
                 if slot is None:
                     continue
-                if slot not in bound:
+                known = slot in bound
+                if not known:
                     lexicon, taken = self._domain(plot, slot, bound)
                     bound[slot], cost = lexicon.sample(rng, taken)
                     logp += cost
-                words.append(bound[slot].form(form))
-            written.append("".join(words))
-        return Sample(plot.name, "".join(written), written[0], logp, bool(plot.slots))
+                written.append(bound[slot].form(form))
+                at += len(written[-1])
+                if known:
+                    echoes.append((at - len(written[-1]), at))
+            if start == 0:
+                opening = at
+        text = "".join(written)
+        return Sample(
+            plot.name, text, text[:opening], logp, bool(plot.slots), tuple(echoes)
+        )
 
     def logprob(self, text: str) -> float:
         """Natural log-probability of this text; -inf if no derivation has it."""

@@ -43,19 +43,21 @@ class Stage:
     """A part of the training with an optimizer and a schedule of its own.
 
     Args:
-        name: what progress bar and files call it.
+        name: what progress bar and files call it, and what it reads: `corpus.MIXES`.
         steps: optimizer steps.
         peak: the highest learning rate.
-        practice: see `corpus.document`.
     """
 
     name: str
     steps: int
     peak: float
-    practice: bool
 
 
-STAGES = (Stage("practice", 15000, 4e-3, True), Stage("polish", 6500, 2e-3, False))
+STAGES = (
+    Stage("practice", 15000, 4e-3),
+    Stage("polish", 6500, 2e-3),
+    Stage("finish", 3000, 1.5e-3),
+)
 
 # Documents are drawn, sorted by length and cut into batches a chunk at a time. Sorting
 # keeps the padding small: rows of one batch are about equally long.
@@ -177,39 +179,72 @@ class BatchContext:
 
 
 def batches(
-    tokenizer: Tokenizer, seed: int | str, tokens: int, practice: bool = True
-) -> Iterator[Tensor]:
-    """Endless batches of about `tokens` tokens, ids [B, T], right-padded with -1.
+    tokenizer: Tokenizer, seed: int | str, tokens: int, mix: str = "practice"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of about `tokens` tokens.
+
+    Each is ids [B, T], padded on the right with -1, and [B, T] how much each token
+    counts in the loss: 1, or `Mix.echo`, or 0 for padding.
 
     The n-th batch depends on the arguments alone.
     """
     for chunk in itertools.count():
         rng = random.Random(f"{seed} chunk {chunk}")
-        texts = [corpus.document(rng, practice).text for _ in range(_CHUNK)]
-        rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        documents = [corpus.document(rng, mix) for _ in range(_CHUNK)]
+        encodings = tokenizer.encode_batch([document.text for document in documents])
+        echo = corpus.MIXES[mix].echo
+        rows = [
+            (encoding.ids, _counts(encoding.offsets, document.echoes, echo))
+            for document, encoding in zip(documents, encodings, strict=True)
+        ]
         # Cut from the longest down, so that a batch's first row is its length.
-        rows.sort(key=len, reverse=True)
+        rows.sort(key=lambda row: len(row[0]), reverse=True)
         cut, at = [], 0
         while at < len(rows):
-            size = max(1, tokens // len(rows[at]))
+            size = max(1, tokens // len(rows[at][0]))
             cut.append(rows[at : at + size])
             at += size
         rng.shuffle(cut)
         for batch in cut:
-            ids = torch.full((len(batch), len(batch[0])), -1)
-            for row, doc in zip(ids, batch, strict=True):
-                row[: len(doc)] = torch.tensor(doc)
-            yield ids
+            ids = torch.full((len(batch), len(batch[0][0])), -1)
+            counts = torch.zeros(ids.shape)
+            for i, (doc, weights) in enumerate(batch):
+                ids[i, : len(doc)] = torch.tensor(doc)
+                counts[i, : len(doc)] = torch.tensor(weights)
+            yield ids, counts
 
 
-def loss(model: Qwen3, ids: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of the next token over a padded batch [B, T]."""
+def _counts(
+    offsets: list[tuple[int, int]], echoes: list[tuple[int, int]], echo: float
+) -> list[float]:
+    """How much each token counts: `echo` if it lies in an echo, else 1."""
+    counts, at = [1.0] * len(offsets), 0
+    for start, end in echoes:  # both lists go from left to right
+        while at < len(offsets) and offsets[at][1] <= start:
+            at += 1
+        while at < len(offsets) and offsets[at][0] < end:
+            counts[at] = echo
+            at += 1
+    return counts
+
+
+def loss(model: Qwen3, ids: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy in nats of the next token over a padded batch [B, T].
+
+    Args:
+        model: in training.
+        ids: [B, T], -1 where there is padding.
+        counts: [B, T], the weight of each token in the mean; None is 1 for all.
+    """
     inputs, targets = ids[:, :-1], ids[:, 1:]
     hidden = model(inputs.clamp(min=0).flatten(), BatchContext(*inputs.shape))
-    keep = (
-        targets != -1
-    ).flatten()  # the head is a fifth of the work: skip the padding
-    return F.cross_entropy(model.logits(hidden[keep]), targets.flatten()[keep])
+    keep = (targets != -1).flatten()  # the head is a fifth of the work
+    logits, targets = model.logits(hidden[keep]), targets.flatten()[keep]
+    if counts is None:
+        return F.cross_entropy(logits, targets)
+    counts = counts[:, 1:].flatten()[keep]
+    nats = F.cross_entropy(logits, targets, reduction="none")
+    return (nats * counts).sum() / counts.sum()
 
 
 def initialize(model: Qwen3, seed: int) -> None:
@@ -288,7 +323,7 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, spent = state["step"], state["seconds"]
-    elif stage.practice:
+    elif stage.name == STAGES[0].name:
         save_tokenizer(train_tokenizer(seed), directory)
         initialize(model, seed)
     else:
@@ -297,7 +332,8 @@ def train(
             spent = float(file.metadata()["seconds"])
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     # The seed of the first stage's corpus is the bare number.
-    corpus_seed = seed if stage.practice else f"{seed} {stage.name}"
+    first = stage.name == STAGES[0].name
+    corpus_seed = seed if first else f"{seed} {stage.name}"
 
     def save(step: int) -> None:
         seconds = spent + time.perf_counter() - began
@@ -317,7 +353,7 @@ def train(
         )
 
     began, step, average = time.perf_counter(), start, None
-    data = batches(tokenizer, corpus_seed, batch_tokens, stage.practice)
+    data = batches(tokenizer, corpus_seed, batch_tokens, stage.name)
     for _ in range(start):
         next(data)
     bar = tqdm(
@@ -327,7 +363,7 @@ def train(
         while step < stage.steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, stage.steps, stage.peak)
-            value = loss(model, next(data))
+            value = loss(model, *next(data))
             value.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()

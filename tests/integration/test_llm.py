@@ -1,6 +1,7 @@
 """The public API: every field of SamplingParams does what it says, streamed or not."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +27,15 @@ def one(llm, prompt="Once", **params):
 
 def tokens(llm, prompt="Once", **params):
     return one(llm, prompt, **params).outputs[0].token_ids
+
+
+def same(ours, theirs):
+    """Equal completions; logprobs may differ in the last digits, which other rows of
+    the batch decide."""
+    return [
+        replace(each, cumulative_logprob=pytest.approx(each.cumulative_logprob, 1e-4))
+        for each in ours
+    ] == theirs
 
 
 # --- against transformers -------------------------------------------------------------
@@ -328,7 +338,7 @@ def test_llm_and_the_oracle_give_the_same(llm):
     ids = llm.get_tokenizer().encode("从前 there was")
     params = SamplingParams(seed=8, max_tokens=10, n=2)
     alone = generate(llm.model, llm.get_tokenizer(), ids, params, eos_token_ids=(1,))
-    assert alone.outputs == one(llm, ids, seed=8, max_tokens=10, n=2).outputs
+    assert same(alone.outputs, one(llm, ids, seed=8, max_tokens=10, n=2).outputs)
 
 
 def test_chat_answers_one_or_many_conversations(embedded_llm):
@@ -347,7 +357,7 @@ def test_chat_answers_one_or_many_conversations(embedded_llm):
         params,
     )
     assert [len(alone), len(both)] == [1, 2]
-    assert alone[0].outputs == both[0].outputs
+    assert same(alone[0].outputs, both[0].outputs)
     assert both[1].prompt.endswith("<|im_start|>assistant\n")
 
 

@@ -92,19 +92,16 @@ HELPERS = ("viz", "widgets", "checks")
 # What the package has and no notebook teaches: a module, or one name of it, with the
 # number of the notebook still to come, or the reason why there is none.
 UNTAUGHT: dict[str, int | str] = {
-    "utils": 1,
-    "config": 1,
-    "sampling_params": 2,
-    "sampler": 3,
-    "request": 4,
-    "outputs": 4,
-    "model_loader": 5,
     "attention": 6,
     "qwen3": 6,
     "kv_cache": 7,
     "processor": 8,
     "generation": 9,
     "engine": 9,
+    "scheduler": 10,
+    "runner": 10,
+    "block_manager": 11,
+    "paged": 11,
     "tiny": "the embedded model and its recipe, described in its model card",
     "bench": "measures what the notebooks teach; each shows its own costs",
     "doctor": "tells what this machine can run; 00 shows its table",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
-from folovllm_lite.tiny import train
+from folovllm_lite.tiny import corpus, train
 
 TINY = {
     **train.model_config(),
@@ -38,8 +38,14 @@ def weights(directory):
     return load_file(directory / "model.safetensors")
 
 
-def run(directory, steps=6, **options):
-    return train.train(directory, steps=steps, batch_tokens=256, config=TINY, **options)
+def run(directory, steps=6, stage="practice", **options):
+    train.train(
+        directory,
+        train.Stage(stage, steps, 4e-3),
+        batch_tokens=256,
+        config=TINY,
+        **options,
+    )
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch):
@@ -64,6 +70,27 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch):
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert not (tmp_path / "parts" / "train_state.pt").exists()
+
+
+def test_a_later_stage_goes_on_from_the_checkpoint(tmp_path):
+    """Its own corpus, the same tokenizer, the weights of the stage before."""
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        run(tmp_path, stage="polish")
+    run(tmp_path, steps=2)
+    before, spelling = weights(tmp_path), (tmp_path / "tokenizer.json").read_text()
+    run(tmp_path, steps=1, stage="polish")
+    after = weights(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text() == spelling
+    moved = [(after[name] - before[name]).abs().max().item() for name in before]
+    assert 0 < max(moved) < 0.1, "one small step from where the stage before ended"
+
+
+def test_every_stage_reads_its_own_corpus():
+    names = [stage.name for stage in train.STAGES]
+    assert names[0] == "practice" and set(names) == set(corpus.MIXES)
+    tokenizer = train.train_tokenizer(0)
+    first = [next(train.batches(tokenizer, 0, 256, name)).tolist() for name in names]
+    assert all(a != b for a, b in zip(first, first[1:], strict=False))
 
 
 def test_another_seed_gives_another_model(tmp_path):

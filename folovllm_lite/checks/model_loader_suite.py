@@ -1,0 +1,918 @@
+"""What has to be true of loading a checkpoint (notebook 05)."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from folovllm_lite import model_loader as package
+from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
+from folovllm_lite.config import ModelConfig
+
+_SUITE = Suite(package)
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def model_loader(pieces: Any = None, /, **named: Any) -> None:
+    """Judge the loader's functions and ModelLoader, or some of them.
+
+    `checks.model_loader(weight_files=mine)` judges one function,
+    `checks.model_loader(module)` all of a module. Raises CheckFailed at the end if a
+    property doesn't hold.
+    """
+    _SUITE.run(pieces, **named)
+
+
+# ----- checkpoints small enough to write in a moment
+
+
+@contextmanager
+def _folder(**texts: Any) -> Iterator[Path]:
+    """A folder that is gone afterwards; `config={}` writes config.json."""
+    with TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        for stem, value in texts.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            (folder / f"{stem}.json").write_text(text)
+        yield folder
+
+
+class _Model(nn.Module):
+    """An embedding [3, 2], a linear layer [2, 2], a buffer [2]; a head, tied or not."""
+
+    def __init__(self, tied: bool = False):
+        super().__init__()
+        self.embed = nn.Embedding(3, 2)
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("scale", torch.ones(2))
+        self.head = nn.Linear(2, 3, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+
+def _numbers(*shape: int, start: int = 1) -> Tensor:
+    """Whole numbers that count up, so that each tensor is recognised: float32."""
+    count = torch.Size(shape).numel()
+    return torch.arange(start, start + count, dtype=torch.float32).view(shape)
+
+
+def _tensors(tied: bool = False, **changes: Tensor | None) -> dict[str, Tensor]:
+    """What fits `_Model`; `changes` have _ for the dot, and None takes one out."""
+    tensors: dict[str, Tensor | None] = {
+        "embed.weight": _numbers(3, 2, start=10),
+        "layer.weight": _numbers(2, 2, start=20),
+        "layer.bias": _numbers(2, start=30),
+        "scale": _numbers(2, start=40),
+        "head.weight": None if tied else _numbers(3, 2, start=50),
+    }
+    tensors |= {name.replace("_", "."): tensor for name, tensor in changes.items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], file: str = _WEIGHTS) -> None:
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / file)
+
+
+def _write_shards(folder: Path, **shards: dict[str, Tensor]) -> None:
+    """One file a shard, and the index that names them."""
+    index: dict[str, str] = {}
+    for stem, tensors in shards.items():
+        _write(folder, tensors, f"{stem}.safetensors")
+        index |= dict.fromkeys(tensors, f"{stem}.safetensors")
+    (folder / _INDEX).write_text(json.dumps({"weight_map": index}))
+
+
+def _expect_loaded(given: str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    state = model.state_dict()
+    for name, tensor in tensors.items():
+        expect(f"{given}: {name}", state[name], tensor)
+
+
+def _expect_refused(
+    p: SimpleNamespace,
+    given: str,
+    tensors: dict[str, Tensor],
+    *words: str,
+    **model: Any,
+) -> None:
+    """load_weights raises a ValueError that says `words`."""
+    with _folder() as folder:
+        _write(folder, tensors)
+        made = _Model(**model)
+        expect_error(given, lambda: p.load_weights(made, folder), ValueError, *words)
+
+
+# ----- from a name to a directory
+
+
+@_SUITE.property("resolve_checkpoint", hint="make a Path of it first, then ask is_dir")
+def _directory(p: SimpleNamespace) -> None:
+    """A directory with a config.json is a checkpoint, named by a str or a Path."""
+    with _folder(config={}) as folder:
+        for name in (folder, str(folder)):
+            got = p.resolve_checkpoint(name)
+            expect(f"resolve_checkpoint({type(name).__name__})", got, folder)
+
+
+@_SUITE.property(
+    "resolve_checkpoint",
+    hint="an empty folder exists, but nothing can be loaded from it",
+)
+def _no_checkpoint(p: SimpleNamespace) -> None:
+    """A directory without config.json is a FileNotFoundError that says so."""
+    with _folder() as folder:
+        expect_error(
+            "an empty directory",
+            lambda: p.resolve_checkpoint(folder),
+            FileNotFoundError,
+            "config.json",
+        )
+
+
+@_SUITE.property(
+    "resolve_checkpoint",
+    hint="a Hub name is owner/name: one slash, and no path's start",
+)
+def _nowhere(p: SimpleNamespace) -> None:
+    """What is neither a directory nor a Hub name is refused without asking the Hub."""
+    with mock.patch("huggingface_hub.snapshot_download") as download:
+        for name in ("qwen", "./qwen", "/no/such/place", "a/b/c", "~/qwen"):
+            expect_error(
+                f"resolve_checkpoint({name!r})",
+                lambda name=name: p.resolve_checkpoint(name),
+                FileNotFoundError,
+                name,
+            )
+        expect("calls of snapshot_download", download.call_count, 0)
+
+
+@_SUITE.property(
+    "resolve_checkpoint",
+    hint="snapshot_download takes allow_patterns: what do you need?",
+)
+def _download(p: SimpleNamespace) -> None:
+    """A Hub name is downloaded, its safetensors and JSON files, and no pickle."""
+    with (
+        _folder(config={}) as folder,
+        mock.patch(
+            "huggingface_hub.snapshot_download", return_value=str(folder)
+        ) as download,
+    ):
+        expect("the directory", p.resolve_checkpoint("owner/name"), folder)
+        patterns = download.call_args.kwargs.get("allow_patterns") or ["*"]
+        for file, wanted in (
+            ("config.json", True),
+            ("model-00001-of-00002.safetensors", True),
+            ("tokenizer.json", True),
+            ("pytorch_model.bin", False),
+        ):
+            got = any(fnmatch(file, pattern) for pattern in patterns)
+            expect(f"is {file} downloaded", got, wanted)
+
+
+@_SUITE.property(
+    "resolve_checkpoint",
+    hint="the hub, its HTTP client and the disk raise errors without a common base",
+)
+def _no_network(p: SimpleNamespace) -> None:
+    """A download that fails, for any reason, is a FileNotFoundError with advice."""
+    for error in (OSError("disk"), ValueError("name"), Exception("connection")):
+        with mock.patch("huggingface_hub.snapshot_download", side_effect=error):
+            expect_error(
+                f"resolve_checkpoint('owner/name'), the Hub raises {error!r}",
+                lambda: p.resolve_checkpoint("owner/name"),
+                FileNotFoundError,
+                "owner/name",
+                "hf download",
+            )
+
+
+# ----- what the JSON files say
+
+
+@_SUITE.property("read_config", hint="json.loads; both kinds of failure get a sentence")
+def _config(p: SimpleNamespace) -> None:
+    """config.json comes back as a dict; a missing or broken one is an error with its
+    name.
+    """
+    with _folder(config={"hidden_size": 4}) as folder:
+        expect("{'hidden_size': 4}", p.read_config(folder), {"hidden_size": 4})
+    with _folder() as folder:
+        call = lambda: p.read_config(folder)  # noqa: E731
+        expect_error("no config.json", call, FileNotFoundError, "config.json")
+    with _folder(config="{") as folder:
+        call = lambda: p.read_config(folder)  # noqa: E731
+        expect_error("config.json is '{'", call, ValueError, "config.json", "JSON")
+
+
+@_SUITE.property(
+    "checkpoint_dtype", hint="`or` goes on where a key is absent and where it is null"
+)
+def _dtype(p: SimpleNamespace) -> None:
+    """For "auto", the config's "dtype" or older "torch_dtype" counts, else float32."""
+    for config, wanted in (
+        ({}, torch.float32),
+        ({"dtype": "float16"}, torch.float16),
+        ({"torch_dtype": "bfloat16"}, torch.bfloat16),
+        ({"dtype": None, "torch_dtype": "bfloat16"}, torch.bfloat16),
+        ({"dtype": "torch.bfloat16"}, torch.bfloat16),
+    ):
+        expect(f"config {config}", p.checkpoint_dtype(config), wanted)
+
+
+@_SUITE.property(
+    "checkpoint_dtype", hint="a name that you don't know is no reason to guess float32"
+)
+def _unknown_dtype(p: SimpleNamespace) -> None:
+    """Another dtype is a ValueError that names it."""
+    for name in ("float8_e4m3fn", "int8", "float"):
+        expect_error(
+            f"config {{'dtype': {name!r}}}",
+            lambda name=name: p.checkpoint_dtype({"dtype": name}),
+            ValueError,
+            name,
+        )
+
+
+@_SUITE.property("eos_token_ids", hint="an int, a list and None: three cases, one set")
+def _ends(p: SimpleNamespace) -> None:
+    """generation_config.json names one token or several; the tokenizer's is added."""
+    for ids, own, wanted in (
+        (7, None, (7,)),
+        ([7, 3], None, (3, 7)),
+        ([7, 3], 5, (3, 5, 7)),
+        ([7, 3], 3, (3, 7)),
+    ):
+        with _folder(config={}, generation_config={"eos_token_id": ids}) as folder:
+            got = p.eos_token_ids(folder, SimpleNamespace(eos_token_id=own))
+            expect(f"generation_config {ids}, tokenizer {own}", got, wanted)
+
+
+@_SUITE.property("eos_token_ids", hint="0 is a token like any other: ask `is not None`")
+def _end_zero(p: SimpleNamespace) -> None:
+    """Token 0 can end a text."""
+    with _folder(config={}, generation_config={"eos_token_id": 0}) as folder:
+        got = p.eos_token_ids(folder, SimpleNamespace(eos_token_id=None))
+        expect("generation_config 0, tokenizer None", got, (0,))
+    with _folder(config={}) as folder:
+        got = p.eos_token_ids(folder, SimpleNamespace(eos_token_id=0))
+        expect("no generation_config, tokenizer 0", got, (0,))
+
+
+@_SUITE.property(
+    "eos_token_ids", hint="which file do you open first, and when the next?"
+)
+def _end_files(p: SimpleNamespace) -> None:
+    """config.json counts only where generation_config.json names no end."""
+    tokenizer = SimpleNamespace(eos_token_id=None)
+    for generation, wanted in (({"eos_token_id": 7}, (7,)), ({}, (3,)), (None, (3,))):
+        files = {} if generation is None else {"generation_config": generation}
+        with _folder(config={"eos_token_id": 3}, **files) as folder:
+            given = f"config 3, generation_config {generation}"
+            expect(given, p.eos_token_ids(folder, tokenizer), wanted)
+
+
+# ----- which files hold the weights
+
+
+def _names(paths: list[Path]) -> list[str]:
+    return [Path(path).name for path in paths]
+
+
+@_SUITE.property(
+    "weight_files", hint="the map's values are files, and each stands there many times"
+)
+def _shards(p: SimpleNamespace) -> None:
+    """With an index the files are those that it names, each once, in order."""
+    with _folder() as folder:
+        _write_shards(
+            folder,
+            b={"x": _numbers(1), "y": _numbers(1)},
+            a={"z": _numbers(1)},
+        )
+        given = "index: x and y in b.safetensors, z in a.safetensors"
+        wanted = ["a.safetensors", "b.safetensors"]
+        expect(given, _names(p.weight_files(folder)), wanted)
+        _write(folder, {"x": _numbers(1)}, "old.safetensors")
+        given += "; old.safetensors lies there too"
+        expect(given, _names(p.weight_files(folder)), wanted)
+
+
+@_SUITE.property(
+    "weight_files", hint="look for every file that the index names before you return"
+)
+def _missing_shard(p: SimpleNamespace) -> None:
+    """A shard that the index names and the folder lacks is a FileNotFoundError."""
+    with _folder() as folder:
+        _write_shards(folder, a={"x": _numbers(1)}, b={"y": _numbers(1)})
+        (folder / "b.safetensors").unlink()
+        expect_error(
+            "index: a and b.safetensors; b.safetensors is gone",
+            lambda: p.weight_files(folder),
+            FileNotFoundError,
+            "b.safetensors",
+        )
+
+
+@_SUITE.property(
+    "weight_files", hint="one file has the name of the model; the rest needs an index"
+)
+def _one_file(p: SimpleNamespace) -> None:
+    """Without an index it is model.safetensors, or the only file, or a ValueError."""
+    one = {"x": _numbers(1)}
+    with _folder() as folder:
+        _write(folder, one, "b.safetensors")
+        expect("b.safetensors", _names(p.weight_files(folder)), ["b.safetensors"])
+        _write(folder, one, "a.safetensors")
+        expect_error(
+            "a.safetensors, b.safetensors, no index",
+            lambda: p.weight_files(folder),
+            ValueError,
+            "a.safetensors",
+            "b.safetensors",
+        )
+        _write(folder, one)
+        given = "a.safetensors, b.safetensors, model.safetensors, no index"
+        expect(given, _names(p.weight_files(folder)), [_WEIGHTS])
+
+
+@_SUITE.property(
+    "weight_files", hint="look for pickles only to explain what is missing"
+)
+def _pickles(p: SimpleNamespace) -> None:
+    """Pickles are never returned; a folder with nothing else is a ValueError that names
+    them.
+    """
+    with _folder() as folder:
+        call = lambda: p.weight_files(folder)  # noqa: E731
+        expect_error("an empty folder", call, FileNotFoundError, "safetensors")
+        for name in ("pytorch_model.bin", "weights.pt", "weights.pth"):
+            (folder / name).write_bytes(b"")
+            expect_error(f"only {name}", call, ValueError, name, "pickle")
+        _write(folder, {"x": _numbers(1)})
+        given = f"{_WEIGHTS} next to pickles"
+        expect(given, _names(p.weight_files(folder)), [_WEIGHTS])
+
+
+# ----- strict loading
+
+
+@_SUITE.property("load_weights", hint="state_dict holds parameters and buffers by name")
+def _arrive(p: SimpleNamespace) -> None:
+    """Every parameter and buffer gets the file's numbers."""
+    with _folder() as folder:
+        _write(folder, _tensors())
+        model = _Model()
+        p.load_weights(model, folder)
+        _expect_loaded("a checkpoint that fits", model, _tensors())
+
+
+@_SUITE.property("load_weights", hint="what the model wants, minus what you have seen")
+def _missing(p: SimpleNamespace) -> None:
+    """A tensor that the file lacks is an error: no layer is left random."""
+    _expect_refused(
+        p, "no layer.bias", _tensors(layer_bias=None), "missing", "layer.bias"
+    )
+    _expect_refused(
+        p, "no scale, which is a buffer", _tensors(scale=None), "missing", "scale"
+    )
+
+
+@_SUITE.property(
+    "load_weights", hint="look at each name of the file: who asked for it?"
+)
+def _unexpected(p: SimpleNamespace) -> None:
+    """A tensor that the model lacks is an error: it was trained with it."""
+    tensors = _tensors(layer_gate=_numbers(2))
+    _expect_refused(p, "layer.gate", tensors, "unexpected", "layer.gate")
+
+
+@_SUITE.property(
+    "load_weights", hint="copy_ stretches [1] to [2] without a word: compare the shapes"
+)
+def _misshapen(p: SimpleNamespace) -> None:
+    """A tensor of another shape is an error that gives both, even where it would
+    stretch.
+    """
+    for shape in ([1], [3], [1, 2]):
+        _expect_refused(
+            p,
+            f"layer.bias is {shape}, the model's is [2]",
+            _tensors(layer_bias=_numbers(*shape)),
+            "layer.bias",
+            str(shape),
+            "[2]",
+        )
+    _expect_refused(
+        p,
+        "embed.weight is [2, 3], the model's is [3, 2]",
+        _tensors(embed_weight=_numbers(2, 3)),
+        "embed.weight",
+        "[2, 3]",
+        "[3, 2]",
+    )
+
+
+@_SUITE.property("load_weights", hint="collect lines in a list; raise once, at the end")
+def _one_message(p: SimpleNamespace) -> None:
+    """All that doesn't fit stands in one message."""
+    tensors = _tensors(
+        layer_bias=None, scale=None, layer_gate=_numbers(2), embed_weight=_numbers(2, 3)
+    )
+    _expect_refused(
+        p,
+        "no layer.bias, no scale, layer.gate, embed.weight is [2, 3]",
+        tensors,
+        "layer.bias",
+        "scale",
+        "layer.gate",
+        "embed.weight",
+    )
+
+
+@_SUITE.property(
+    "load_weights",
+    hint="the headers say all that you need to decide: compare, then copy",
+)
+def _all_or_nothing(p: SimpleNamespace) -> None:
+    """A checkpoint that is refused leaves the model as it was."""
+    for given, changes in (
+        ("no head.weight", {"head_weight": None}),
+        ("scale is [3]", {"scale": _numbers(3)}),
+    ):
+        with _folder() as folder:
+            _write(folder, _tensors(**changes))
+            model = _Model()
+            before = {name: t.clone() for name, t in model.state_dict().items()}
+            call = lambda m=model, f=folder: p.load_weights(m, f)  # noqa: E731
+            expect_error(given, call, ValueError)
+            _expect_loaded(f"{given}, afterwards", model, before)
+
+
+@_SUITE.property(
+    "load_weights",
+    hint="the parameter keeps its dtype: copy_ into it, don't replace it",
+)
+def _cast(p: SimpleNamespace) -> None:
+    """Floats are cast to the dtype of the parameter; integers are refused."""
+    with _folder() as folder:
+        _write(folder, {name: t.half() for name, t in _tensors().items()})
+        for dtype in (torch.float32, torch.bfloat16):
+            model = _Model().to(dtype)
+            p.load_weights(model, folder)
+            given = f"a file in float16, a model in {dtype}: layer.weight"
+            expect(f"{given}.dtype", model.layer.weight.dtype, dtype)
+            expect(given, model.layer.weight, _tensors()["layer.weight"])
+    whole = _numbers(2).to(torch.int64)
+    _expect_refused(
+        p, "layer.bias in int64", _tensors(layer_bias=whole), "layer.bias", "int64"
+    )
+
+
+@_SUITE.property(
+    "load_weights",
+    hint="two names, one parameter: state_dict(keep_vars=True) gives the object itself",
+)
+def _tied(p: SimpleNamespace) -> None:
+    """A tied head may be left out, and stays tied; a head of its own may not."""
+    with _folder() as folder:
+        _write(folder, _tensors(tied=True))
+        model = _Model(tied=True)
+        p.load_weights(model, folder)
+        _expect_loaded("tied, no head.weight", model, _tensors(tied=True))
+        same = model.head.weight is model.embed.weight
+        expect("tied: is head.weight still embed.weight", same, True)
+    given = "not tied, no head.weight"
+    _expect_refused(p, given, _tensors(head_weight=None), "missing", "head.weight")
+
+
+@_SUITE.property(
+    "load_weights", hint="before you let one win, compare the two that are in the file"
+)
+def _tied_twice(p: SimpleNamespace) -> None:
+    """A tied head may be in the file too, with the same numbers and no others."""
+    embedding = _tensors()["embed.weight"]
+    with _folder() as folder:
+        _write(folder, _tensors(head_weight=embedding.clone()))
+        model = _Model(tied=True)
+        p.load_weights(model, folder)
+        _expect_loaded("tied, head.weight the same", model, _tensors(tied=True))
+    given = "tied, head.weight differs from embed.weight"
+    changed = _tensors(head_weight=embedding + 1)
+    _expect_refused(p, given, changed, "head.weight", "embed.weight", tied=True)
+
+
+@_SUITE.property(
+    "load_weights", hint="weight_files says which; read them all, then judge"
+)
+def _from_shards(p: SimpleNamespace) -> None:
+    """Shards give what one file gives; a tensor that is in two of them is an error."""
+    first, second = _tensors(scale=None, head_weight=None), _tensors()
+    second = {name: second[name] for name in ("scale", "head.weight")}
+    with _folder() as folder:
+        _write_shards(folder, a=first, b=second)
+        model = _Model()
+        p.load_weights(model, folder)
+        _expect_loaded("two shards", model, _tensors())
+    with _folder() as folder:
+        _write_shards(folder, a=first, b={**second, "layer.bias": _numbers(2)})
+        expect_error(
+            "layer.bias in both shards",
+            lambda: p.load_weights(_Model(), folder),
+            ValueError,
+            "layer.bias",
+        )
+
+
+@_SUITE.property(
+    "load_weights", hint="safetensors has an error of its own: translate it"
+)
+def _cut_off(p: SimpleNamespace) -> None:
+    """A file that is cut off is a ValueError that names it."""
+    for keep in (0, 7, 60, -1):
+        with _folder() as folder:
+            _write(folder, _tensors())
+            whole = (folder / _WEIGHTS).read_bytes()
+            (folder / _WEIGHTS).write_bytes(whole[:keep])
+            given = f"the first {keep} bytes" if keep >= 0 else "all but the last byte"
+            call = lambda f=folder: p.load_weights(_Model(), f)  # noqa: E731
+            expect_error(given, call, ValueError, _WEIGHTS)
+
+
+@_SUITE.property("load_weights", hint="what does copy_ do to a tensor without memory?")
+def _still_meta(p: SimpleNamespace) -> None:
+    """A model that is still on the meta device is refused: copies to it vanish."""
+    with torch.device("meta"):
+        model = _Model()
+    with _folder() as folder:
+        _write(folder, _tensors())
+        call = lambda: p.load_weights(model, folder)  # noqa: E731
+        expect_error("a model on the meta device", call, ValueError, "meta")
+
+
+# ----- the peer
+
+
+_SIZES = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 8,
+    "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
+    "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 4,
+    "max_position_embeddings": 32, "tie_word_embeddings": True, "dtype": "bfloat16",
+}  # fmt: skip
+
+
+def _hf_tensors() -> dict[str, Tensor]:
+    """What a Qwen3 of `_SIZES` wants: one layer, a tied head."""
+    layer = "model.layers.0."
+    shapes = {
+        "model.embed_tokens": (8, 4),
+        "model.norm": (4,),
+        **{
+            f"{layer}self_attn.{name}": (4, 4)
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+        },
+        **{f"{layer}self_attn.{name}": (4,) for name in ("q_norm", "k_norm")},
+        **{f"{layer}mlp.{n}": (4, 4) for n in ("gate_proj", "up_proj", "down_proj")},
+        f"{layer}input_layernorm": (4,),
+        f"{layer}post_attention_layernorm": (4,),
+    }
+    return {f"{name}.weight": _numbers(*shape) / 64 for name, shape in shapes.items()}
+
+
+@contextmanager
+def _hf_checkpoint(**tokens: str) -> Iterator[Path]:
+    """A checkpoint that `transformers` reads: words a to e, [UNK], <end>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: i for i, word in enumerate(["[UNK]", "<end>", *"abcde"])}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+    with _folder(config=_SIZES, tokenizer_config=settings) as folder:
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.save(str(folder / "tokenizer.json"))
+        _write(folder, _hf_tensors())
+        with _no_progress_bar():
+            yield folder
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Loading these takes no time, and the lines of the checks stay together."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@_SUITE.property(
+    "ModelLoader", hint="generation goes on from the last position of a row"
+)
+def _padding(p: SimpleNamespace) -> None:
+    """The tokenizer pads on the left, so that every row ends in its own last token."""
+    with _hf_checkpoint(eos_token="<end>") as folder:
+        tokenizer = p.ModelLoader(ModelConfig(str(folder))).load_tokenizer()
+        got = tokenizer(["a", "b c d"], padding=True).input_ids
+        expect("'a' and 'b c d', padded", got, [[1, 1, 2], [3, 4, 5]])
+
+
+@_SUITE.property(
+    "ModelLoader", hint="the end of a text pads best; without one, add a token"
+)
+def _pad_token(p: SimpleNamespace) -> None:
+    """A tokenizer without a pad token gets one: its end of text, or a new one."""
+    for tokens, wanted in (
+        ({"eos_token": "<end>", "pad_token": "[UNK]"}, "[UNK]"),
+        ({"eos_token": "<end>"}, "<end>"),
+    ):
+        with _hf_checkpoint(**tokens) as folder:
+            tokenizer = p.ModelLoader(ModelConfig(str(folder))).load_tokenizer()
+            expect(f"{tokens}: pad_token", tokenizer.pad_token, wanted)
+    with _hf_checkpoint() as folder:
+        tokenizer = p.ModelLoader(ModelConfig(str(folder))).load_tokenizer()
+        if tokenizer.pad_token_id is None:
+            fail("neither eos nor pad: pad_token_id", None, "an id")
+
+
+@_SUITE.property(
+    "ModelLoader", hint="dtype 'auto' is for you to resolve: read the config"
+)
+def _hf_model(p: SimpleNamespace) -> None:
+    """The model has the checkpoint's numbers, the dtype that was asked for, and is in
+    eval mode.
+    """
+    with _hf_checkpoint() as folder:
+        for name, dtype in (("auto", torch.bfloat16), ("float32", torch.float32)):
+            config = ModelConfig(str(folder), dtype=name)
+            model = p.ModelLoader(config).load_model("cpu")
+            given = f"dtype {name!r}, the checkpoint says bfloat16"
+            expect(f"{given}: dtypes", {t.dtype for t in model.parameters()}, {dtype})
+            expect(f"{given}: model.training", model.training, False)
+            wanted = {n: t.to(dtype) for n, t in _hf_tensors().items()}
+            _expect_loaded(given, model, wanted)
+
+
+@_SUITE.property("ModelLoader", hint="keep the answer on the loader, not on the config")
+def _length(p: SimpleNamespace) -> None:
+    """max_model_len comes from the checkpoint unless it is given, and the config stays
+    as it was.
+    """
+    with _hf_checkpoint() as folder:
+        for given, wanted in ((None, 32), (8, 8)):
+            config = ModelConfig(str(folder), max_model_len=given)
+            loader = p.ModelLoader(config)
+            loader.load_model("cpu")
+            said = f"the checkpoint says 32, max_model_len={given}"
+            expect(f"{said}: loader.max_model_len", loader.max_model_len, wanted)
+            expect(f"{said}: config.max_model_len", config.max_model_len, given)
+
+
+@_SUITE.property("ModelLoader", hint="model.parameters() gives a shared parameter once")
+def _statistics(p: SimpleNamespace) -> None:
+    """parameter_statistics counts tied parameters once, and bytes by dtype."""
+    model = _Model(tied=True)
+    model.layer.half().requires_grad_(False)
+    wanted = {
+        "parameters": 12,
+        "trainable": 6,
+        "bytes": 36,
+        "bytes_by_dtype": {"float32": 24, "float16": 12},
+    }
+    got = p.ModelLoader.parameter_statistics(model)
+    given = "embed [3, 2] float32 tied to head; layer [2, 2] and [2] float16, frozen"
+    expect(given, got, wanted)
+
+
+@_SUITE.property("get_model_and_tokenizer", hint="hand the config to a ModelLoader")
+def _both(p: SimpleNamespace) -> None:
+    """get_model_and_tokenizer gives both, ready to use together."""
+    with _hf_checkpoint(eos_token="<end>") as folder:
+        model, tokenizer = p.get_model_and_tokenizer(ModelConfig(str(folder)), "cpu")
+        batch = tokenizer(["a", "b c"], padding=True, return_tensors="pt")
+        got = list(model(**batch).logits.shape)
+        expect("shape of the logits of 'a' and 'b c'", got, [2, 2, 8])
+
+
+# ----- the exercises
+
+
+class _Puzzle(nn.Module):
+    """The model of exercise 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(6, 4)
+        self.mix = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.register_buffer("scale", torch.ones(4))
+        self.register_buffer("angles", torch.ones(2), persistent=False)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def _puzzle() -> set[str]:
+    """The lines that the package's loader writes about exercise 1, without details."""
+    tensors = {
+        "embed.weight": _numbers(6, 4),
+        "mix.weight": _numbers(4, 4).half(),
+        "mix.bias": _numbers(1),
+        "norm.weight": _numbers(4),
+        "norm.gamma": _numbers(4),
+        "angles": _numbers(2),
+    }
+    with _folder() as folder:
+        _write(folder, tensors)
+        try:
+            package.load_weights(_Puzzle(), folder)
+        except ValueError as error:
+            lines = str(error).splitlines()[1:]
+    return {line.strip().split(" is ")[0] for line in lines}
+
+
+@_SUITE.property(
+    "predict_complaints", hint="take each line of the file: who asked for this name?"
+)
+def _no_false_alarm(p: SimpleNamespace) -> None:
+    """Every complaint that you predict is made."""
+    for line in p.predict_complaints():
+        if line not in _puzzle():
+            fail(f"your line {line!r}", "load_weights doesn't say that", "no such line")
+
+
+@_SUITE.property(
+    "predict_complaints",
+    hint="what does a state_dict hold besides weights, and what does copy_ do to [1]?",
+)
+def _no_silence(p: SimpleNamespace) -> None:
+    """Every complaint that is made is predicted."""
+    predicted, said = set(p.predict_complaints()), _puzzle()
+    if said - predicted:
+        kinds = sorted(line.split(":")[0] for line in said - predicted)
+        fail(
+            f"your {len(predicted)} lines",
+            f"{len(kinds)} more of load_weights, of the kinds {', '.join(kinds)}",
+            "none more",
+        )
+
+
+def _prefixed(**changes: Tensor | None) -> dict[str, Tensor]:
+    return {f"module.{name}": t for name, t in _tensors(**changes).items()}
+
+
+def _strip(name: str) -> str | None:
+    """The rename of the checks: a prefix goes, and tables of angles are left out."""
+    return None if "angles" in name else name.removeprefix("module.")
+
+
+@_SUITE.property(
+    "load_renamed", hint="a tensor has two names now: which one is in the file?"
+)
+def _renamed(p: SimpleNamespace) -> None:
+    """Tensors arrive under the names that `rename` gives, from one file or shards."""
+    halves = sorted(_prefixed().items())
+    for given, shards in (
+        ("names with 'module.' in front", {"a": dict(halves)}),
+        ("the same in two shards", {"a": dict(halves[:2]), "b": dict(halves[2:])}),
+    ):
+        with _folder() as folder:
+            _write_shards(folder, **shards)
+            model = _Model()
+            p.load_renamed(model, folder, _strip)
+            _expect_loaded(given, model, _tensors())
+
+
+@_SUITE.property("load_renamed", hint="None is a decision of the caller: skip it early")
+def _left_out(p: SimpleNamespace) -> None:
+    """A tensor that `rename` maps to None is left out without complaint."""
+    with _folder() as folder:
+        _write(folder, {**_prefixed(), "module.angles": _numbers(9)})
+        model = _Model()
+        p.load_renamed(model, folder, _strip)
+        _expect_loaded("module.angles, which rename maps to None", model, _tensors())
+
+
+@_SUITE.property("load_renamed", hint="rename before you compare, not after")
+def _renamed_strictly(p: SimpleNamespace) -> None:
+    """It is as strict as load_weights: missing, unexpected, misshapen, and nothing
+    changed.
+    """
+    for given, changes, words in (
+        ("no module.scale", {"scale": None}, ["missing", "scale"]),
+        ("module.gate", {"gate": _numbers(2)}, ["unexpected", "gate"]),
+        ("module.scale is [1]", {"scale": _numbers(1)}, ["scale", "[1]", "[2]"]),
+    ):
+        with _folder() as folder:
+            _write(folder, _prefixed(**changes))
+            model = _Model()
+            before = {name: t.clone() for name, t in model.state_dict().items()}
+            call = lambda m=model, f=folder: p.load_renamed(m, f, _strip)  # noqa: E731
+            expect_error(given, call, ValueError, *words)
+            _expect_loaded(f"{given}, afterwards", model, before)
+
+
+@_SUITE.property("load_renamed", hint="two of the file's names can become one: see it")
+def _renamed_twice(p: SimpleNamespace) -> None:
+    """Two tensors that get one name are an error, not a race."""
+    with _folder() as folder:
+        _write(folder, {**_prefixed(), "scale": _numbers(2)})
+        expect_error(
+            "module.scale and scale",
+            lambda: p.load_renamed(_Model(), folder, _strip),
+            ValueError,
+            "scale",
+        )
+
+
+def _saved(p: SimpleNamespace, tensors: dict[str, Tensor], limit: int) -> Any:
+    """What save_sharded wrote: the index, and each file's tensors."""
+    with _folder() as folder:
+        p.save_sharded(tensors, folder, limit)
+        if not (folder / _INDEX).is_file():
+            fail(f"{len(tensors)} tensors, limit {limit}", "no index", _INDEX)
+        index = json.loads((folder / _INDEX).read_text())
+        files = {file.name: load_file(file) for file in package.weight_files(folder)}
+    return index, files
+
+
+def _ten() -> dict[str, Tensor]:
+    return {f"t{i}": _numbers(2, start=i) for i in range(10)}
+
+
+@_SUITE.property(
+    "save_sharded", hint="the index maps a tensor's name to its file's name"
+)
+def _sharded_round_trip(p: SimpleNamespace) -> None:
+    """What is written reads back: each tensor once, in the file of the index."""
+    index, files = _saved(p, _ten(), 40)
+    found = {name: file for file, tensors in files.items() for name in tensors}
+    stored = sum(len(tensors) for tensors in files.values())
+    expect("10 tensors, limit 40: tensors in the files", stored, 10)
+    expect("10 tensors, limit 40: weight_map", index["weight_map"], found)
+    for name, tensor in _ten().items():
+        expect(f"10 tensors, limit 40: {name}", files[found[name]][name], tensor)
+
+
+@_SUITE.property("save_sharded", hint="close a shard before a tensor that won't fit")
+def _sharded_limit(p: SimpleNamespace) -> None:
+    """A shard holds at most `limit` bytes, unless one tensor alone is larger."""
+    tensors = {"first": _numbers(2), "big": _numbers(25), **_ten()}
+    _, files = _saved(p, tensors, 40)
+    for inside in files.values():
+        size = sum(tensor.nbytes for tensor in inside.values())
+        if size > 40 and len(inside) > 1:
+            given = "11 tensors of 8 bytes and one of 100, limit 40: a shard"
+            fail(given, f"{len(inside)} tensors of {size} bytes", "at most 40 bytes")
+
+
+@_SUITE.property("save_sharded", hint="fill a shard before you open the next")
+def _sharded_few(p: SimpleNamespace) -> None:
+    """There are at most twice as many shards as the bytes need."""
+    for limit, most in ((80, 1), (1000, 1), (40, 4), (16, 10)):
+        _, files = _saved(p, _ten(), limit)
+        if len(files) > most:
+            given = f"10 tensors of 8 bytes, limit {limit}: shards"
+            fail(given, len(files), f"at most {most}")
+
+
+@_SUITE.property(
+    "save_sharded",
+    hint="a state dict wraps one memory twice: what do both wraps share?",
+)
+def _sharded_tied(p: SimpleNamespace) -> None:
+    """Tied tensors are written once, under the first name; a transposed one as it
+    reads.
+    """
+    weight = _numbers(3, 2)
+    index, files = _saved(p, {"embed": weight, "head": weight.detach()}, 40)
+    given = "embed and head, one tensor: names in the files"
+    expect(given, sorted(n for inside in files.values() for n in inside), ["embed"])
+    expect("embed and head: weight_map", sorted(index["weight_map"]), ["embed"])
+    _, files = _saved(p, {"turned": weight.T}, 40)
+    (inside,) = files.values()
+    expect("a transposed tensor", inside["turned"], weight.T)
+
+
+@_SUITE.property(
+    "save_sharded", hint="bytes of the tensors that are written, each once"
+)
+def _sharded_size(p: SimpleNamespace) -> None:
+    """The index says how many bytes of tensors there are: metadata.total_size."""
+    weight = _numbers(3, 2)
+    tensors = {"embed": weight, "head": weight.detach(), "half": weight.half()}
+    index, _ = _saved(p, tensors, 1000)
+    given = "embed [3, 2] float32, head tied to it, half [3, 2] float16"
+    expect(f"{given}: metadata", index.get("metadata", {}).get("total_size"), 36)

@@ -1,0 +1,578 @@
+"""What has to be true of SamplingParams, and of the exercises on it (notebook 02)."""
+
+import math
+from dataclasses import fields, replace
+from types import SimpleNamespace
+from typing import Any
+
+from folovllm_lite import sampling_params as package
+from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
+
+_SUITE = Suite(package)
+
+_DEFAULTS = {
+    "n": 1,
+    "best_of": 1,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "stop": [],
+    "stop_token_ids": [],
+    "include_stop_str_in_output": False,
+    "ignore_eos": False,
+    "max_tokens": 16,
+    "min_tokens": 0,
+    "logprobs": None,
+    "prompt_logprobs": None,
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "seed": None,
+    "use_beam_search": False,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+}
+_FLOATS = [name for name, value in _DEFAULTS.items() if isinstance(value, float)]
+_FLAGS = [name for name, value in _DEFAULTS.items() if isinstance(value, bool)]
+_COUNTS = ["n", "best_of", "top_k", "max_tokens", "min_tokens", "logprobs",
+           "prompt_logprobs", "seed"]  # fmt: skip
+
+
+def sampling_params(pieces: Any = None, /, **named: Any) -> None:
+    """Judge SamplingParams and SamplingType, or the answer to an exercise.
+
+    `checks.sampling_params(SamplingParams=Mine)` judges one class,
+    `checks.sampling_params(module)` all of a module. Raises CheckFailed at the end if a
+    property doesn't hold.
+    """
+    _SUITE.run(pieces, **named)
+
+
+def _call(given: dict[str, Any]) -> str:
+    """How the call looks in a notebook."""
+    inside = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    return f"SamplingParams({inside})"
+
+
+def _accepts(p: SimpleNamespace, name: str, *values: Any) -> None:
+    """Every value is taken, and kept as it is."""
+    for value in values:
+        made = p.SamplingParams(**{name: value})
+        expect(f"{_call({name: value})}.{name}", getattr(made, name), value)
+
+
+def _refuses(
+    p: SimpleNamespace, error: type, given: dict[str, Any], *words: str
+) -> None:
+    expect_error(_call(given), lambda: p.SamplingParams(**given), error, *words)
+
+
+# ----- what is asked for when nothing is said, and by which names
+
+
+@_SUITE.property(
+    "SamplingParams",
+    hint="one default for each field in the class body; what is None there and isn't "
+    "here can only be filled in when the object is made",
+)
+def _names_and_defaults(p: SimpleNamespace) -> None:
+    """SamplingParams() has vLLM's names and defaults: one completion of at most 16
+    tokens, drawn from all tokens at temperature 1.
+    """
+    made = p.SamplingParams()
+    for name, value in _DEFAULTS.items():
+        expect(f"SamplingParams().{name}", getattr(made, name, "no such field"), value)
+
+
+@_SUITE.property("SamplingParams", hint="a dataclass does this by itself")
+def _unknown_names(p: SimpleNamespace) -> None:
+    """A name that doesn't exist is a TypeError: a typo is never taken for a default."""
+    p.SamplingParams(temperature=0.5)
+    _refuses(p, TypeError, {"temprature": 0.5}, "temprature")
+
+
+@_SUITE.property(
+    "SamplingParams",
+    "SamplingType",
+    hint="greedy means temperature 0 and nothing near it; compute the answer each time",
+)
+def _kinds(p: SimpleNamespace) -> None:
+    """sampling_type is GREEDY at temperature 0 and RANDOM at every other."""
+    for temperature, kind in (
+        (0, "GREEDY"),
+        (0.0, "GREEDY"),
+        (1.0, "RANDOM"),
+        (1e-6, "RANDOM"),
+    ):
+        given = {"temperature": temperature}
+        made = p.SamplingParams(**given)
+        expect(f"{_call(given)}.sampling_type", made.sampling_type.name, kind)
+        same = made.sampling_type == getattr(p.SamplingType, kind)
+        expect(f"{_call(given)}.sampling_type == SamplingType.{kind}", same, True)
+    changed = replace(p.SamplingParams(), temperature=0.0)
+    given = "replace(SamplingParams(), temperature=0.0).sampling_type"
+    expect(given, changed.sampling_type.name, "GREEDY")
+
+
+# ----- how many completions
+
+
+@_SUITE.property("SamplingParams", hint="0 completions are no request")
+def _n(p: SimpleNamespace) -> None:
+    """At least one completion is asked for: n is 1 or more."""
+    _accepts(p, "n", 1, 2)
+    for value in (0, -1):
+        _refuses(p, ValueError, {"n": value}, "n must be at least 1", str(value))
+
+
+@_SUITE.property(
+    "SamplingParams", hint="settle what None means before you compare the two"
+)
+def _best_of(p: SimpleNamespace) -> None:
+    """best_of is n unless it is given, and never less than n; the message has both."""
+    for given, wanted in (
+        ({"n": 1}, 1),
+        ({"n": 3}, 3),
+        ({"n": 3, "best_of": 3}, 3),
+        ({"n": 3, "best_of": 5}, 5),
+    ):
+        expect(f"{_call(given)}.best_of", p.SamplingParams(**given).best_of, wanted)
+    for n, best_of in ((1, 0), (3, 2)):
+        message = f"best_of ({best_of}) must be >= n ({n})"
+        _refuses(p, ValueError, {"n": n, "best_of": best_of}, message)
+
+
+# ----- how to draw
+
+
+@_SUITE.property("SamplingParams", hint="0 is a temperature too, and so is 0.001")
+def _temperature(p: SimpleNamespace) -> None:
+    """A temperature is 0 or more, and is kept as given, however small or large."""
+    _accepts(p, "temperature", 0, 0.0, 1, 0.7, 0.001, 5.0)
+    for value in (-1, -0.1):
+        message = "temperature must be non-negative"
+        _refuses(p, ValueError, {"temperature": value}, message, str(value))
+
+
+@_SUITE.property(
+    "SamplingParams", hint="(0, 1]: the round bracket leaves 0 out, the square one 1 in"
+)
+def _top_p(p: SimpleNamespace) -> None:
+    """top_p lies in (0, 1]."""
+    _accepts(p, "top_p", 1.0, 1, 0.5, 1e-6)
+    for value in (0.0, -0.1, 1.01, 95):
+        message = "top_p must be in (0, 1]"
+        _refuses(p, ValueError, {"top_p": value}, message, str(value))
+
+
+@_SUITE.property("SamplingParams", hint="of the numbers below 1, one has a meaning")
+def _top_k(p: SimpleNamespace) -> None:
+    """top_k is -1 (all tokens) or at least 1."""
+    _accepts(p, "top_k", -1, 1, 50, 10**6)
+    for value in (0, -2):
+        message = "top_k must be -1 (disabled) or >= 1"
+        _refuses(p, ValueError, {"top_k": value}, message, str(value))
+
+
+@_SUITE.property("SamplingParams", hint="both ends belong to the interval")
+def _min_p(p: SimpleNamespace) -> None:
+    """min_p lies in [0, 1]."""
+    _accepts(p, "min_p", 0.0, 1.0, 0, 0.05)
+    for value in (-0.1, 1.01):
+        _refuses(p, ValueError, {"min_p": value}, "min_p must be in [0, 1]", str(value))
+
+
+@_SUITE.property(
+    "SamplingParams",
+    hint="0 adds nothing, and 1 multiplies by nothing: which is which?",
+)
+def _penalties(p: SimpleNamespace) -> None:
+    """presence_penalty and frequency_penalty lie in [-2, 2]; repetition_penalty is
+    above 0.
+    """
+    for name in ("presence_penalty", "frequency_penalty"):
+        _accepts(p, name, 0.0, 2, -2, 1.5)
+        for value in (2.1, -2.1):
+            _refuses(p, ValueError, {name: value}, f"{name} must be in [-2, 2]")
+    _accepts(p, "repetition_penalty", 1.0, 0.5, 3)
+    for value in (0.0, -1.0):
+        given = {"repetition_penalty": value}
+        _refuses(p, ValueError, given, "repetition_penalty", str(value))
+
+
+@_SUITE.property("SamplingParams", hint="0 is a seed, and `if seed` doesn't see it")
+def _seed(p: SimpleNamespace) -> None:
+    """A seed is None or lies in [0, 2**63): no sign, and it fits 64 bits."""
+    _accepts(p, "seed", None, 0, 42, 2**63 - 1)
+    for value in (-1, 2**63):
+        _refuses(p, ValueError, {"seed": value}, "seed", str(value))
+
+
+# ----- when to stop
+
+
+@_SUITE.property(
+    "SamplingParams", hint="None and 0 are both falsy, and only one is fine"
+)
+def _max_tokens(p: SimpleNamespace) -> None:
+    """max_tokens is None (up to the engine) or at least 1."""
+    _accepts(p, "max_tokens", None, 1, 100_000)
+    for value in (0, -1):
+        message = "max_tokens must be at least 1"
+        _refuses(p, ValueError, {"max_tokens": value}, message, str(value))
+
+
+@_SUITE.property(
+    "SamplingParams", hint="compare with max_tokens only where there is one"
+)
+def _min_tokens(p: SimpleNamespace) -> None:
+    """min_tokens is 0 or more and at most max_tokens; the message has both."""
+    _accepts(p, "min_tokens", 0, 1, 16)
+    given = {"max_tokens": None, "min_tokens": 100}
+    expect(f"{_call(given)}.min_tokens", p.SamplingParams(**given).min_tokens, 100)
+    _refuses(p, ValueError, {"min_tokens": -1}, "min_tokens", "-1")
+    _refuses(p, ValueError, {"min_tokens": 17}, "min_tokens", "17", "max_tokens", "16")
+    given = {"max_tokens": 2, "min_tokens": 3}
+    _refuses(p, ValueError, given, "min_tokens", "3", "max_tokens", "2")
+
+
+@_SUITE.property(
+    "SamplingParams", hint="what does list('end') give, and what list(None)?"
+)
+def _stop(p: SimpleNamespace) -> None:
+    """Both stop and stop_token_ids are lists: of one for a lone string, empty for
+    None.
+    """
+    for given, wanted in (
+        ({"stop": None}, []),
+        ({"stop": "end"}, ["end"]),
+        ({"stop": ["end", "\n"]}, ["end", "\n"]),
+        ({"stop": ("a", "b")}, ["a", "b"]),
+        ({"stop_token_ids": None}, []),
+        ({"stop_token_ids": [0, 7]}, [0, 7]),
+        ({"stop_token_ids": (3,)}, [3]),
+    ):
+        (name,) = given
+        got = getattr(p.SamplingParams(**given), name)
+        expect(f"{_call(given)}.{name}", (type(got).__name__, got), ("list", wanted))
+
+
+@_SUITE.property(
+    "SamplingParams", hint="every text ends in an empty string, and ids count from 0"
+)
+def _stop_items(p: SimpleNamespace) -> None:
+    """An empty stop string and a negative token id are refused."""
+    p.SamplingParams(stop=" ", stop_token_ids=[0])
+    for stop in ("", ["end", ""]):
+        _refuses(p, ValueError, {"stop": stop}, "stop")
+    _refuses(p, ValueError, {"stop_token_ids": [-1]}, "stop_token_ids", "-1")
+
+
+@_SUITE.property("SamplingParams", hint="keep a list of your own")
+def _aliases(p: SimpleNamespace) -> None:
+    """A list that the caller changes later changes nothing, and no two objects share
+    one.
+    """
+    stop, ids = ["end"], [7]
+    made = p.SamplingParams(stop=stop, stop_token_ids=ids)
+    stop.append("more")
+    ids.append(8)
+    expect("stop=['end'], then the caller appends to it", made.stop, ["end"])
+    given = "stop_token_ids=[7], then the caller appends to it"
+    expect(given, made.stop_token_ids, [7])
+    p.SamplingParams().stop.append("x")
+    p.SamplingParams().stop_token_ids.append(1)
+    fresh = p.SamplingParams()
+    expect("another object's stop was appended to", fresh.stop, [])
+    expect("another object's ids were appended to", fresh.stop_token_ids, [])
+    replace(made, n=1).stop.append("x")
+    expect("a replace()d object's stop was appended to", made.stop, ["end"])
+
+
+# ----- what to report
+
+
+@_SUITE.property(
+    "SamplingParams", hint="0 asks for the chosen token alone, None for nothing"
+)
+def _logprobs(p: SimpleNamespace) -> None:
+    """Both logprobs and prompt_logprobs are None or at least 0, and 0 stays 0."""
+    for name in ("logprobs", "prompt_logprobs"):
+        _accepts(p, name, None, 0, 5)
+        _refuses(p, ValueError, {name: -1}, name, "-1")
+
+
+# ----- what holds for every field
+
+
+@_SUITE.property(
+    "SamplingParams",
+    hint="every comparison with NaN is False, and infinity passes an interval that is "
+    "open above: ask for a finite number first",
+)
+def _finite(p: SimpleNamespace) -> None:
+    """NaN and infinity are refused in every float field, by its name."""
+    p.SamplingParams(**{name: _DEFAULTS[name] for name in _FLOATS})
+    for name in _FLOATS:
+        for value in (math.nan, math.inf, -math.inf):
+            _refuses(p, ValueError, {name: value}, name, str(value))
+
+
+@_SUITE.property(
+    "SamplingParams", hint="isinstance(True, int) is True: look for bool before int"
+)
+def _bools(p: SimpleNamespace) -> None:
+    """True is no number, and 1 is no flag."""
+    p.SamplingParams(ignore_eos=True)
+    for name in [*_COUNTS, *_FLOATS]:
+        _refuses(p, TypeError, {name: True}, name, "True")
+    for name in _FLAGS:
+        _refuses(p, TypeError, {name: 1}, name, "1")
+    _refuses(p, TypeError, {"stop_token_ids": [True]}, "stop_token_ids")
+
+
+@_SUITE.property(
+    "SamplingParams",
+    hint="check the type before the range, so that no comparison is left to fail on "
+    "it; `repr` of the value shows what it is",
+)
+def _types(p: SimpleNamespace) -> None:
+    """A value of the wrong type is a TypeError with the field's name and the value."""
+    _accepts(p, "temperature", 1)
+    for name in _COUNTS:
+        for value in ("1", 1.0, [1]):
+            _refuses(p, TypeError, {name: value}, name, repr(value))
+    for name in _FLOATS:
+        for value in ("1", None):
+            _refuses(p, TypeError, {name: value}, name, repr(value))
+    for name in ("n", "top_k", "min_tokens", *_FLAGS):
+        _refuses(p, TypeError, {name: None}, name, "None")
+    for name, value in (
+        ("stop", 1),
+        ("stop", [1]),
+        ("stop", {"a": 1}),
+        ("stop_token_ids", 1),
+        ("stop_token_ids", "12"),
+        ("stop_token_ids", ["1"]),
+        ("stop_token_ids", [1.0]),
+    ):
+        _refuses(p, TypeError, {name: value}, name, repr(value))
+
+
+@_SUITE.property(
+    "SamplingParams",
+    hint="whatever is filled in or made a list has to be fine when it comes in again",
+)
+def _again(p: SimpleNamespace) -> None:
+    """The fields of a finished object make an equal one, and replace() checks again."""
+    for given in ({}, {"n": 2, "stop": "end", "seed": 3, "max_tokens": None}):
+        made = p.SamplingParams(**given)
+        copy = p.SamplingParams(**{f.name: getattr(made, f.name) for f in fields(made)})
+        expect(f"{_call(given)}, made again from its own fields", copy == made, True)
+    expect_error(
+        "replace(SamplingParams(), top_p=0.0)",
+        lambda: replace(p.SamplingParams(), top_p=0.0),
+        ValueError,
+        "top_p",
+    )
+
+
+@_SUITE.property("SamplingParams", hint="an option that does nothing has to say so")
+def _beam_search(p: SimpleNamespace) -> None:
+    """Beam search and what belongs to it is refused: NotImplementedError."""
+    for given, word in (
+        ({"use_beam_search": True}, "Beam search"),
+        ({"length_penalty": 0.5}, "length_penalty"),
+        ({"early_stopping": True}, "early_stopping"),
+    ):
+        _refuses(p, NotImplementedError, given, word)
+
+
+# ----- exercise 1: which condition ends it
+
+_ENDINGS = {
+    "A": (3, "length"),
+    "B": (6, "length"),
+    "C": (2, "stop"),
+    "D": (3, "stop"),
+    "E": (7, "stop"),
+    "F": (2, "stop"),
+}
+_ENDING_HINTS = {
+    "A": "is <end> still one of the words that end it?",
+    "B": "write the words down: at the third, <end> can't be chosen yet",
+    "C": "a stop string is looked for in the text, which knows no words",
+    "D": "when 'ran' comes, are there more than min_tokens words?",
+    "E": "there are two ways to name <end>; which of them does ignore_eos switch off?",
+    "F": "two conditions are met at the same word",
+}
+
+
+@_SUITE.property(
+    "predict_endings",
+    hint="write the words of the completion in a row and mark under each what is met "
+    "there",
+)
+def _endings(p: SimpleNamespace) -> None:
+    """Each of the six requests ends where you said, for the reason you said."""
+    told = p.predict_endings()
+    for letter, wanted in _ENDINGS.items():
+        got = told.get(letter, "no answer") if isinstance(told, dict) else told
+        if isinstance(got, list):
+            got = tuple(got)
+        if got != wanted:
+            fail(f"request {letter}", got, f"something else: {_ENDING_HINTS[letter]}")
+
+
+# ----- exercise 2: one more field
+
+
+def _allowed(given: dict[str, Any]) -> str:
+    return _call(given).replace("SamplingParams", "AllowedParams")
+
+
+def _refuses_allowed(
+    p: SimpleNamespace, error: type, given: dict[str, Any], *words: str
+) -> None:
+    expect_error(_allowed(given), lambda: p.AllowedParams(**given), error, *words)
+
+
+@_SUITE.property(
+    "AllowedParams",
+    hint="`ids or []` can't tell None from an empty list, and here they are opposites",
+)
+def _allowed_values(p: SimpleNamespace) -> None:
+    """allowed_token_ids stays None where nothing was said, and an empty list is
+    refused.
+    """
+    got = p.AllowedParams().allowed_token_ids
+    expect("AllowedParams().allowed_token_ids", got, None)
+    for ids in ([0], [3, 1]):
+        given = {"allowed_token_ids": ids}
+        got = p.AllowedParams(**given).allowed_token_ids
+        expect(f"{_allowed(given)}.allowed_token_ids", got, ids)
+    given = {"allowed_token_ids": []}
+    _refuses_allowed(p, ValueError, given, "allowed_token_ids")
+
+
+@_SUITE.property(
+    "AllowedParams",
+    hint="who checks the types of the other fields, and does it know of this one?",
+)
+def _allowed_items(p: SimpleNamespace) -> None:
+    """Its items are ids from 0 on: anything else is refused, by the field's name."""
+    p.AllowedParams(allowed_token_ids=[5])
+    for ids in ("12", 7, ["1"], [1.0], [True]):
+        given = {"allowed_token_ids": ids}
+        _refuses_allowed(p, TypeError, given, "allowed_token_ids", repr(ids))
+    given = {"allowed_token_ids": [3, -1]}
+    _refuses_allowed(p, ValueError, given, "allowed_token_ids", "-1")
+
+
+@_SUITE.property("AllowedParams", hint="the caller still holds the list")
+def _allowed_alias(p: SimpleNamespace) -> None:
+    """It keeps a list of its own."""
+    ids = [3]
+    made = p.AllowedParams(allowed_token_ids=ids)
+    ids.append(4)
+    given = "allowed_token_ids=[3], then the caller appends to it"
+    expect(given, made.allowed_token_ids, [3])
+    got = p.AllowedParams(allowed_token_ids=(3, 4)).allowed_token_ids
+    given = "allowed_token_ids=(3, 4)"
+    expect(given, (type(got).__name__, got), ("list", [3, 4]))
+
+
+@_SUITE.property("AllowedParams", hint="super() has work to do as well")
+def _allowed_base(p: SimpleNamespace) -> None:
+    """Everything that SamplingParams fills in and refuses is as before."""
+    made = p.AllowedParams(n=2, stop="end", allowed_token_ids=[1])
+    expect("n=2, stop='end': best_of and stop", (made.best_of, made.stop), (2, ["end"]))
+    _refuses_allowed(p, ValueError, {"top_p": 0.0}, "top_p")
+    _refuses_allowed(p, TypeError, {"n": True}, "n")
+
+
+@_SUITE.property(
+    "AllowedParams",
+    hint="until min_tokens are out, stop tokens can't be chosen: what is left of the "
+    "allowed ones?",
+)
+def _allowed_contradiction(p: SimpleNamespace) -> None:
+    """A request whose allowed tokens are all stop tokens is refused if min_tokens is
+    above 0.
+    """
+    for given in (
+        {"allowed_token_ids": [1], "stop_token_ids": [1]},
+        {"allowed_token_ids": [1, 2], "stop_token_ids": [1], "min_tokens": 1},
+        {"stop_token_ids": [1], "min_tokens": 1},
+    ):
+        made = p.AllowedParams(**given)
+        expect(f"{_allowed(given)}.n", made.n, 1)
+    for allowed, stop in (([1], [1]), ([2, 1], [1, 2, 3])):
+        given = {
+            "allowed_token_ids": allowed,
+            "stop_token_ids": stop,
+            "min_tokens": 1,
+        }
+        _refuses_allowed(p, ValueError, given, "allowed_token_ids", "min_tokens")
+
+
+# ----- exercise 3: a request's children
+
+
+@_SUITE.property("split", hint="which of the two fields says how many are generated?")
+def _children(p: SimpleNamespace) -> None:
+    """There is one child for each completion to generate, and it asks for exactly
+    one.
+    """
+    for given, count in (({}, 1), ({"n": 3}, 3), ({"n": 2, "best_of": 4}, 4)):
+        children = p.split(p.SamplingParams(**given))
+        expect(f"len(split({_call(given)}))", len(children), count)
+        asked = [(child.n, child.best_of) for child in children]
+        given = f"n and best_of of the children of {_call(given)}"
+        expect(given, asked, [(1, 1)] * count)
+
+
+@_SUITE.property(
+    "split", hint="0 is a seed, None is none, and a seed has a largest value"
+)
+def _seeds(p: SimpleNamespace) -> None:
+    """Child i has the seed seed + i, round at 2**63; without a seed it has none."""
+    for given, seeds in (
+        ({"n": 2}, [None, None]),
+        ({"n": 2, "seed": 7}, [7, 8]),
+        ({"n": 3, "seed": 0}, [0, 1, 2]),
+        ({"n": 1, "best_of": 2, "seed": 5}, [5, 6]),
+        ({"n": 2, "seed": 2**63 - 1}, [2**63 - 1, 0]),
+    ):
+        got = [child.seed for child in p.split(p.SamplingParams(**given))]
+        expect(f"seeds of the children of {_call(given)}", got, seeds)
+
+
+@_SUITE.property("split", hint="dataclasses.replace names only what changes")
+def _inherited(p: SimpleNamespace) -> None:
+    """Everything else is the parent's."""
+    parent = p.SamplingParams(
+        n=2, temperature=0.3, top_k=5, stop="end", min_tokens=1, logprobs=0
+    )
+    for i, child in enumerate(p.split(parent)):
+        for field in fields(parent):
+            if field.name not in ("n", "best_of", "seed"):
+                wanted = getattr(parent, field.name)
+                expect(f"child {i}'s {field.name}", getattr(child, field.name), wanted)
+
+
+@_SUITE.property("split", hint="the parent is the caller's, and so are its lists")
+def _independent(p: SimpleNamespace) -> None:
+    """The parent stays as it was, and nobody shares a list with anybody."""
+    parent = p.SamplingParams(n=2, best_of=3, seed=1, stop=["end"], stop_token_ids=[7])
+    first, second, _ = p.split(parent)
+    given = "n, best_of and seed of the parent afterwards"
+    expect(given, (parent.n, parent.best_of, parent.seed), (2, 3, 1))
+    first.stop.append("more")
+    first.stop_token_ids.append(8)
+    given = "the first child's lists were appended to: those of "
+    expect(given + "the second", (second.stop, second.stop_token_ids), (["end"], [7]))
+    expect(given + "the parent", (parent.stop, parent.stop_token_ids), (["end"], [7]))

@@ -1,0 +1,75 @@
+"""The sampling explorer in JupyterLab, with the keyboard alone.
+
+A learner who doesn't use a mouse reaches every dial with Tab, turns it with the arrow
+keys, draws with the space bar, and sees the picture change.
+"""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+
+from tests.browser import test_lab
+from tests.browser.test_lab import lab, page, run_all  # noqa: F401  (fixtures)
+from tests.notebooks.course import METADATA
+
+pytestmark = test_lab.pytestmark
+
+CODE = "from folovllm_lite import widgets\nwidgets.SamplingExplorer()"
+
+
+def notebook() -> dict:
+    cell = nbformat.v4.new_code_cell(CODE, id="explorer")
+    made = nbformat.v4.new_notebook(cells=[dict(cell)], metadata=METADATA)
+    return dict(made)
+
+
+def focused(page) -> str:  # noqa: F811
+    """What has the focus: a button's text, or the label of a dial."""
+    return page.evaluate(
+        """() => {
+            const it = document.activeElement
+            if (it.tagName == 'BUTTON') return it.innerText
+            const box = it.closest('.widget-inline-hbox')
+            return box ? box.querySelector('label').innerText : it.tagName
+        }"""
+    )
+
+
+@pytest.fixture
+def explorer(lab, page):  # noqa: F811
+    run_all(page, lab(notebook()), 1)
+    page.locator(".jupyter-widgets.widget-vbox svg").wait_for(timeout=30_000)
+    return page
+
+
+def tab_to(page, words: str) -> None:  # noqa: F811
+    """Press Tab once, or twice where a slider's number can be typed as well."""
+    here = focused(page)
+    page.keyboard.press("Tab")
+    if focused(page) == here:
+        page.keyboard.press("Tab")
+    assert words in focused(page)
+
+
+def test_the_keyboard_alone_turns_every_dial(explorer):
+    picture = explorer.locator(".jupyter-widgets.widget-vbox svg")
+    explorer.locator(".jupyter-widgets select").focus()
+    assert "Continue" in focused(explorer)
+    for label, key, words in (
+        ("(temperature)", "ArrowRight", "temperature 1.1 gives"),
+        ("(min_p)", "ArrowRight", "min_p 0.01 leaves"),
+        ("(top_k)", "ArrowLeft", "top_k 100 leaves"),
+        ("(top_p)", "ArrowLeft", "top_p 0.99 leaves"),
+    ):
+        tab_to(explorer, label)
+        explorer.keyboard.press(key)
+        picture.get_by_text(words).wait_for(timeout=10_000)
+    for button, words in (
+        ("Draw a token", "1 drawn, the last one was"),
+        ("Draw 100 tokens", "101 drawn, the last one was"),
+        ("Clear the tally", "Nothing drawn yet."),
+    ):
+        tab_to(explorer, button)
+        explorer.keyboard.press("Space")
+        explorer.get_by_text(words).wait_for(timeout=10_000)

@@ -1,0 +1,470 @@
+"""The suite of notebook 02 passes on the package and rejects plausible mistakes.
+
+A mutant of SamplingParams is the package's source with one edit that somebody could
+have made; mutants of the exercises are wrong answers that look right.
+"""
+
+import copy
+import inspect
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from folovllm_lite import checks
+from folovllm_lite import sampling_params as module
+from folovllm_lite.checks.sampling_params_suite import _DEFAULTS, _ENDINGS
+from folovllm_lite.processor import OutputBuilder, TokenTexts
+from folovllm_lite.sampler import SamplingRow, sample
+from folovllm_lite.sampling_params import SamplingParams
+
+
+def test_the_package_passes(capsys):
+    checks.sampling_params(module)
+    out = capsys.readouterr().out
+    assert "✗" not in out and "properties hold." in out
+
+
+def test_the_suite_knows_every_field():
+    assert list(_DEFAULTS) == list(SamplingParams.__dataclass_fields__)
+
+
+# ----- SamplingParams: name of the mistake to (what stands there, what stands instead)
+
+MUTANTS = {
+    "n_may_be_zero": ("self.n < 1", "self.n < 0"),
+    "best_of_must_be_more_than_n": ("self.best_of < self.n", "self.best_of <= self.n"),
+    "best_of_stays_none": (
+        "self.best_of = self.n if self.best_of is None else self.best_of",
+        "pass",
+    ),
+    "best_of_zero_counts_as_none": (
+        "self.n if self.best_of is None else self.best_of",
+        "self.best_of or self.n",
+    ),
+    "best_of_is_raised_to_n": (
+        "self.n if self.best_of is None else self.best_of",
+        "max(self.n, self.best_of or 0)",
+    ),
+    "best_of_forgets_the_numbers": (
+        'f"best_of ({self.best_of}) must be >= n ({self.n})"',
+        '"best_of must be >= n"',
+    ),
+    "temperature_zero_is_refused": ("self.temperature < 0", "self.temperature <= 0"),
+    "temperature_is_clamped": (
+        "        self._check_values()\n\n",
+        "        self.temperature = max(0, self.temperature)\n"
+        "        self._check_values()\n\n",
+    ),
+    "small_temperatures_are_raised": (
+        "        self._check_values()\n\n",
+        "        if 0 < self.temperature < 0.01:\n"
+        "            self.temperature = 0.01\n"
+        "        self._check_values()\n\n",
+    ),
+    "top_p_may_be_zero": ("not 0 < self.top_p <= 1", "not 0 <= self.top_p <= 1"),
+    "top_p_must_be_below_one": ("not 0 < self.top_p <= 1", "not 0 < self.top_p < 1"),
+    "top_k_zero_is_off": ("self.top_k < -1 or self.top_k == 0", "self.top_k < -1"),
+    "any_negative_top_k_is_off": (
+        "self.top_k < -1 or self.top_k == 0",
+        "self.top_k == 0",
+    ),
+    "min_p_zero_is_refused": ("not 0 <= self.min_p <= 1", "not 0 < self.min_p <= 1"),
+    "min_p_has_no_upper_end": ("not 0 <= self.min_p <= 1", "self.min_p < 0"),
+    "penalties_end_before_two": (
+        "not -2 <= getattr(self, name) <= 2",
+        "not -2 < getattr(self, name) < 2",
+    ),
+    "only_presence_is_checked": (
+        '("presence_penalty", "frequency_penalty")',
+        '("presence_penalty",)',
+    ),
+    "repetition_may_be_zero": (
+        "self.repetition_penalty <= 0",
+        "self.repetition_penalty < 0",
+    ),
+    "repetition_like_the_others": (
+        "self.repetition_penalty <= 0",
+        "not -2 <= self.repetition_penalty <= 2",
+    ),
+    "a_lone_string_is_listed_by_letters": (
+        "[self.stop] if isinstance(self.stop, str) else list(self.stop or [])",
+        "list(self.stop or [])",
+    ),
+    "stop_is_the_callers_list": ("list(self.stop or [])", "self.stop or []"),
+    "ids_are_the_callers_list": (
+        "list(self.stop_token_ids or [])",
+        "self.stop_token_ids or []",
+    ),
+    "no_ids_stay_none": (
+        "list(self.stop_token_ids or [])",
+        "self.stop_token_ids and list(self.stop_token_ids)",
+    ),
+    "defaults_are_shared": (
+        "list(self.stop_token_ids or [])",
+        "self.stop_token_ids or _NOTHING",
+    ),
+    "empty_stop_strings_pass": ('if "" in self.stop:', "if False:"),
+    "token_zero_can_not_stop": ("token_id < 0 for", "token_id < 1 for"),
+    "max_tokens_zero_counts_as_none": (
+        "self.max_tokens is not None and self.max_tokens < 1",
+        "self.max_tokens and self.max_tokens < 1",
+    ),
+    "max_tokens_must_be_given": (
+        "max_tokens: int | None = 16",
+        "max_tokens: int = 16",
+    ),
+    "min_tokens_may_be_negative": ("self.min_tokens < 0", "False"),
+    "min_must_be_below_max": (
+        "self.min_tokens > self.max_tokens",
+        "self.min_tokens >= self.max_tokens",
+    ),
+    "min_and_max_are_not_compared": (
+        "self.max_tokens is not None and self.min_tokens > self.max_tokens",
+        "False",
+    ),
+    "logprobs_zero_is_refused": (
+        "value is not None and value < 0",
+        "value is not None and value < 1",
+    ),
+    "prompt_logprobs_are_not_checked": (
+        '("logprobs", "prompt_logprobs")',
+        '("logprobs",)',
+    ),
+    "seed_zero_counts_as_none": (
+        "        self._check_values()\n\n",
+        "        self.seed = self.seed or None\n        self._check_values()\n\n",
+    ),
+    "seed_has_no_upper_end": ("not 0 <= self.seed < 2**63", "self.seed < 0"),
+    "nan_slips_through": (
+        "isinstance(value, float) and not math.isfinite(value)",
+        "False",
+    ),
+    "infinity_slips_through": ("not math.isfinite(value)", "math.isnan(value)"),
+    "true_is_an_int": ("if isinstance(value, bool):", "if annotation is bool:"),
+    "one_is_a_flag": ("return annotation is bool", "return annotation in (bool, int)"),
+    "ints_are_no_floats": ("int | float if annotation is float else annotation",
+                           "annotation"),
+    "types_are_not_checked": ("self._check_types()", "pass"),
+    "types_are_converted": (
+        "self._check_types()",
+        "self.n, self.temperature = int(self.n), float(self.temperature)\n"
+        "        self._check_types()",
+    ),
+    "error_hides_the_value": (", got {value!r}", ""),
+    "error_hides_the_field": ("{field.name} must be {wanted}", "that must be {wanted}"),
+    "items_are_not_looked_at": (
+        "listed and all(_fits(item, kinds[0]) for item in value)",
+        "listed",
+    ),
+    "a_tuple_is_no_list": (
+        "isinstance(value, list | tuple)",
+        "isinstance(value, list)",
+    ),
+    "beam_search_is_ignored": ("if self.use_beam_search:", "if False:"),
+    "length_penalty_is_ignored": (
+        "self.length_penalty != 1.0 or self.early_stopping",
+        "self.early_stopping",
+    ),
+    "greedy_below_a_threshold": (
+        "if self.temperature == 0",
+        "if self.temperature < 1e-5",
+    ),
+    "any_keyword_is_taken": (
+        "    def __post_init__(self)",
+        "    def __init__(self, **given):\n"
+        "        for field in fields(self):\n"
+        "            setattr(self, field.name, given.get(field.name, field.default))\n"
+        "        self.__post_init__()\n\n"
+        "    def __post_init__(self)",
+    ),
+    "kind_is_stored": (
+        "        self._check_values()\n\n    @property\n    def sampling_type(self)",
+        "        self._check_values()\n"
+        "        if not hasattr(SamplingParams, 'first'):\n"
+        "            SamplingParams.first = self._kind()\n\n"
+        "    @property\n    def sampling_type(self):\n"
+        "        return SamplingParams.first\n\n    def _kind(self)",
+    ),
+    "another_default_for_max_tokens": (
+        "max_tokens: int | None = 16",
+        "max_tokens: int | None = None",
+    ),
+}  # fmt: skip
+
+
+def mutant(old: str, new: str) -> type:
+    """The package's class after one edit of its source."""
+    source = inspect.getsource(module)
+    assert source.count(old) == 1, f"{old!r} stands there {source.count(old)} times"
+    names = {"__name__": "mutant", "_NOTHING": []}
+    exec(compile(source.replace(old, new), "mutant.py", "exec"), names)
+    return names["SamplingParams"]
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_suite_rejects(name, capsys):
+    with pytest.raises(checks.CheckFailed, match="don't hold"):
+        checks.sampling_params(SamplingParams=mutant(*MUTANTS[name]))
+    out = capsys.readouterr().out
+    assert "hint:" in out and "Traceback" not in out
+
+
+def test_the_kind_that_is_another_enum(capsys):
+    class Kind:
+        GREEDY, RANDOM = 1, 0
+
+    with pytest.raises(checks.CheckFailed):
+        checks.sampling_params(SamplingType=Kind)
+    assert "sampling_type" in capsys.readouterr().out
+
+
+# ----- exercise 1
+
+
+def test_the_answers_are_what_the_engine_does():
+    """The toy of the notebook, with the engine's own sampler and output builder."""
+    words = ["<end>", "the", "cat", "dog", "ran", "and"]
+    table = torch.tensor(
+        [
+            [0.000, 0.750, 0.000, 0.000, 0.000, 0.250],
+            [0.000, 0.000, 0.500, 0.375, 0.125, 0.000],
+            [0.125, 0.000, 0.000, 0.000, 0.625, 0.250],
+            [0.250, 0.000, 0.000, 0.000, 0.500, 0.250],
+            [0.500, 0.125, 0.000, 0.000, 0.000, 0.375],
+            [0.000, 0.625, 0.125, 0.250, 0.000, 0.000],
+        ]
+    )
+
+    class Words:
+        all_special_ids = ()
+
+        def decode(self, ids, **_):
+            return " ".join(words[i] for i in ids)
+
+    requests = {
+        "A": {"max_tokens": 3, "ignore_eos": True},
+        "B": {"max_tokens": 6, "min_tokens": 3},
+        "C": {"stop": "an"},
+        "D": {"stop": "ran", "min_tokens": 2},
+        "E": {"ignore_eos": True, "stop_token_ids": [0], "min_tokens": 4},
+        "F": {"max_tokens": 2, "stop": "cat ran"},
+    }
+    for letter, given in requests.items():
+        params = SamplingParams(temperature=0, **given)
+        texts = TokenTexts(Words())
+        builder = OutputBuilder(texts, [1], params, (0,), params.max_tokens)
+        row = SamplingRow(params, [1], builder.token_ids, builder.stop_token_ids)
+        last = 1
+        while builder.finish_reason is None:
+            last = int(sample(table[[last]].log(), [row]).token_ids)
+            builder.append(last, 0.0)
+        got = (len(builder.token_ids), builder.finish_reason)
+        assert got == _ENDINGS[letter], letter
+
+
+@pytest.mark.parametrize("letter", _ENDINGS)
+def test_a_wrong_prediction_gets_a_hint_and_no_answer(letter, capsys):
+    count, reason = _ENDINGS[letter]
+    checks.sampling_params(predict_endings=lambda: dict(_ENDINGS))
+    for wrong in ((count + 1, reason), (count, {"stop": "length"}.get(reason, "stop"))):
+        told = {**_ENDINGS, letter: wrong}
+        with pytest.raises(checks.CheckFailed):
+            checks.sampling_params(predict_endings=lambda told=told: told)
+        out = capsys.readouterr().out
+        assert f"request {letter}" in out and repr(_ENDINGS[letter]) not in out
+    with pytest.raises(checks.CheckFailed):
+        checks.sampling_params(predict_endings=lambda: None)
+
+
+# ----- exercise 2
+
+
+@dataclass
+class Allowed(SamplingParams):
+    allowed_token_ids: list[int] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        ids = self.allowed_token_ids
+        if ids is None:
+            return
+        self.allowed_token_ids = list(ids)
+        if not ids or min(ids) < 0:
+            raise ValueError(f"allowed_token_ids must be ids >= 0, got {ids}")
+        if self.min_tokens > 0 and set(ids) <= set(self.stop_token_ids):
+            raise ValueError("allowed_token_ids leave nothing for min_tokens")
+
+
+@dataclass
+class EmptyIsNone(Allowed):
+    def __post_init__(self):
+        self.allowed_token_ids = self.allowed_token_ids or None
+        super().__post_init__()
+
+
+@dataclass
+class NoneIsEmpty(Allowed):
+    def __post_init__(self):
+        super().__post_init__()
+        self.allowed_token_ids = list(self.allowed_token_ids or [])
+
+
+@dataclass
+class Untyped(SamplingParams):
+    allowed_token_ids: list = None
+
+    __post_init__ = Allowed.__post_init__
+
+
+@dataclass
+class CallersList(Allowed):
+    def __post_init__(self):
+        ids = self.allowed_token_ids
+        super().__post_init__()
+        self.allowed_token_ids = ids
+
+
+@dataclass
+class WithoutSuper(Allowed):
+    def __post_init__(self):
+        self._check_types()
+        self.stop_token_ids = self.stop_token_ids or []
+        ids = self.allowed_token_ids
+        self.allowed_token_ids = None if ids is None else list(ids)
+        if ids is not None and (not ids or min(ids) < 0):
+            raise ValueError(f"allowed_token_ids: {ids}")
+        if ids and self.min_tokens > 0 and set(ids) <= set(self.stop_token_ids):
+            raise ValueError("allowed_token_ids, min_tokens")
+
+
+@dataclass
+class NegativeIds(Allowed):
+    def __post_init__(self):
+        ids = self.allowed_token_ids
+        self.allowed_token_ids = [abs(i) for i in ids] if type(ids) is list else ids
+        super().__post_init__()
+
+
+@dataclass
+class AnyOverlap(Allowed):
+    def __post_init__(self):
+        super().__post_init__()
+        if self.min_tokens and {*(self.allowed_token_ids or [])} & {
+            *self.stop_token_ids
+        }:
+            raise ValueError("allowed_token_ids, min_tokens")
+
+
+@dataclass
+class NoContradiction(Allowed):
+    def __post_init__(self):
+        count, self.min_tokens = self.min_tokens, 0
+        super().__post_init__()
+        self.min_tokens = count
+
+
+@dataclass
+class AlwaysAContradiction(Allowed):
+    def __post_init__(self):
+        super().__post_init__()
+        ids = self.allowed_token_ids
+        if ids and set(ids) <= set(self.stop_token_ids):
+            raise ValueError("allowed_token_ids, min_tokens")
+
+
+def test_the_suite_accepts_an_answer_to_exercise_2(capsys):
+    checks.sampling_params(AllowedParams=Allowed)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [EmptyIsNone, NoneIsEmpty, Untyped, CallersList, WithoutSuper, NegativeIds,
+     AnyOverlap, NoContradiction, AlwaysAContradiction],
+)  # fmt: skip
+def test_the_suite_rejects_wrong_answers_to_exercise_2(wrong, capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.sampling_params(AllowedParams=wrong)
+    assert "hint:" in capsys.readouterr().out
+
+
+# ----- exercise 3
+
+
+def split(params):
+    seeds = [None] * params.best_of
+    if params.seed is not None:
+        seeds = [(params.seed + i) % 2**63 for i in range(params.best_of)]
+    return [replace(params, n=1, best_of=1, seed=seed) for seed in seeds]
+
+
+def keeps_best_of(params):
+    return [replace(child, best_of=params.best_of) for child in split(params)]
+
+
+def n_children(params):
+    return split(params)[: params.n]
+
+
+def shallow_copies(params):
+    children = []
+    for seed in [child.seed for child in split(params)]:
+        child = copy.copy(params)
+        child.n, child.best_of, child.seed = 1, 1, seed
+        children.append(child)
+    return children
+
+
+def changes_the_parent(params):
+    children = split(params)
+    params.n = params.best_of = 1
+    return children
+
+
+def the_same_seed(params):
+    return [replace(child, seed=params.seed) for child in split(params)]
+
+
+def seeds_from_one(params):
+    seed = None if params.seed is None else (params.seed + 1) % 2**63
+    return split(replace(params, seed=seed))
+
+
+def seed_zero_is_none(params):
+    return split(replace(params, seed=params.seed or None))
+
+
+def seeds_made_up(params):
+    return split(replace(params, seed=params.seed or 0))
+
+
+def seeds_run_over(params):
+    seeds = [params.seed and params.seed + i for i in range(params.best_of)]
+    return [replace(params, n=1, best_of=1, seed=seed) for seed in seeds]
+
+
+def one_child_many_times(params):
+    return [split(params)[0]] * params.best_of
+
+
+def only_what_is_named(params):
+    return [
+        SamplingParams(temperature=params.temperature, seed=child.seed)
+        for child in split(params)
+    ]
+
+
+def test_the_suite_accepts_an_answer_to_exercise_3(capsys):
+    checks.sampling_params(split=split)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [keeps_best_of, n_children, shallow_copies, changes_the_parent, the_same_seed,
+     seeds_from_one, seed_zero_is_none, seeds_made_up, seeds_run_over,
+     one_child_many_times, only_what_is_named],
+)  # fmt: skip
+def test_the_suite_rejects_wrong_answers_to_exercise_3(wrong, capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.sampling_params(split=wrong)
+    assert "hint:" in capsys.readouterr().out
