@@ -194,8 +194,13 @@ class _Bar:
     @property
     def change(self) -> str:
         """From the model's share to the one after the temperature."""
-        before = "" if self.model == self.seen else f"{self.model:.0%} → "
-        return f"{before}{self.seen:.0%}"
+        before = "" if self.model == self.seen else f"{_percent(self.model)} → "
+        return f"{before}{_percent(self.seen)}"
+
+
+def _percent(share: float) -> str:
+    """A rounded share in words: a token that can be drawn doesn't have 0%."""
+    return f"{share:.0%}" if share else "<1%"
 
 
 def _bars(found: Exploration, tally: Counter[int]) -> list[_Bar]:
@@ -204,13 +209,17 @@ def _bars(found: Exploration, tally: Counter[int]) -> list[_Bar]:
     bars = []
     for c in found.candidates:
         model, seen, chance = (round(x, 2) for x in (c.probability, c.warmed, c.chance))
-        fate = f"cut by {c.cut_by}" if c.cut_by else f"{chance:.0%}"
+        fate = f"cut by {c.cut_by}" if c.cut_by else _percent(chance)
+        if c.cut_by == "greedy":  # which is no filter
+            fate = "not the likeliest"
         if drawn and not c.cut_by:
             fate += f", drawn {tally[c.token_id]} of {drawn}"
         bars.append(_Bar(label(c.text), model, seen, chance, bool(c.cut_by), fate))
+    if not found.others:
+        return bars
     model = round(max(0.0, 1 - sum(c.probability for c in found.candidates)), 2)
     seen, chance = round(found.others_warmed, 2), round(found.others_chance, 2)
-    fate = f"{chance:.0%}" if found.others_left else "all cut"
+    fate = _percent(chance) if found.others_left else "all cut"
     if 0 < found.others_left < found.others:
         fate += f", {found.others_left:,} left"
     if drawn and found.others_left:
@@ -260,6 +269,8 @@ def draw_exploration(
     for y, bar in enumerate(rows):
         axes.barh(y - 0.2, bar.seen, 0.34, **looks[bar.cut])
         axes.plot([bar.model] * 2, [y - 0.42, y + 0.02], color=viz.INK, lw=1.6)
+        if bar.model > bar.seen:  # a thin line holds the mark and its bar together
+            axes.plot([bar.seen, bar.model], [y - 0.2] * 2, color=viz.INK, lw=0.6)
         at = max(bar.seen, bar.model) + 0.01
         axes.text(at, y - 0.2, bar.change, color=viz.INK, va="center", size=8)
         axes.barh(y + 0.2, bar.chance, 0.34, color=viz.BLUE)
@@ -284,7 +295,12 @@ def draw_exploration(
             Patch(**looks[True]),
             Patch(color=viz.BLUE),
         ],
-        labels=["the model", "after the temperature", "cut by a filter", "in the draw"],
+        labels=[
+            "the model's share",
+            "after the temperature",
+            "can't be drawn",
+            "in the draw",
+        ],
         # Below the first bar none can be longer than half, the last one excepted.
         loc="center right",
         frameon=False,
@@ -326,7 +342,7 @@ class SamplingExplorer:
         self.tally: Counter[int] = Counter()
         self.generator = torch.Generator().manual_seed(seed)
         wide = {
-            "style": {"description_width": "27em"},
+            "style": {"description_width": "20em"},
             "layout": w.Layout(width="100%", max_width="760px"),
         }
         self.context = w.Dropdown(
@@ -337,11 +353,11 @@ class SamplingExplorer:
         self.temperature = w.FloatSlider(
             value=start.temperature, min=0, max=max(3, start.temperature), step=0.1,
             readout_format=".1f",
-            description="Divide the logits by this (temperature)", **wide,
+            description="Divide the logits by (temperature)", **wide,
         )  # fmt: skip
         self.min_p = w.FloatSlider(
             value=start.min_p, min=0, max=1, step=0.01, readout_format=".2f",
-            description="Cut what is less likely than this × the likeliest (min_p)",
+            description="Cut below this × the likeliest (min_p)",
             **wide,
         )  # fmt: skip
         known = {*self.TOP_K, start.top_k} - {-1}
@@ -354,7 +370,7 @@ class SamplingExplorer:
         self.top_p = w.FloatSlider(
             value=start.top_p, min=min(0.01, start.top_p), max=1, step=0.01,
             readout_format=".2f",
-            description="Keep the likeliest until they hold this together (top_p)",
+            description="Keep likeliest up to this sum (top_p)",
             **wide,
         )  # fmt: skip
         self.draw_one = w.Button(description="Draw a token")
@@ -406,8 +422,13 @@ class SamplingExplorer:
         picture = self.picture
         # Screen readers read the picture's text, and the status when it changes.
         text = html.escape(picture.text, quote=True)
-        self.figure.value = f'<div role="img" aria-label="{text}">{picture.svg}</div>'
-        self.status.value = f'<p aria-live="polite">{html.escape(status)}</p>'
+        # In a narrow window the picture shrinks instead of being cut off.
+        svg = picture.svg.replace(
+            "<svg ", '<svg style="max-width:100%;height:auto" ', 1
+        )
+        self.figure.value = f'<div role="img" aria-label="{text}">{svg}</div>'
+        status = html.escape(status)
+        self.status.value = f'<p aria-live="polite" style="margin:4px 0">{status}</p>'
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict:
         """The widget, and for pages without a kernel its picture and its text."""

@@ -743,23 +743,40 @@ def _puzzle() -> set[str]:
     return {line.strip().split(" is ")[0] for line in lines}
 
 
+_KINDS = ("missing", "unexpected", "misshapen", "wrong dtype", "twice", "not tied")
+
+
+def _predicted(p: SimpleNamespace) -> list[str]:
+    """What predict_complaints returns, if its lines have the form that was asked."""
+    lines = p.predict_complaints()
+    if not isinstance(lines, list | tuple | set):
+        fail("predict_complaints()", repr(lines), "a list of strings")
+    for line in lines:
+        kind, _, name = str(line).partition(": ")
+        if kind not in _KINDS or not name or " " in name:
+            wanted = f"'kind: name' and no more; kinds are {', '.join(_KINDS)}"
+            fail("the form of your lines", repr(line), wanted)
+    return list(lines)
+
+
 @_SUITE.property(
     "predict_complaints", hint="take each line of the file: who asked for this name?"
 )
 def _no_false_alarm(p: SimpleNamespace) -> None:
     """Every complaint that you predict is made."""
-    for line in p.predict_complaints():
+    for line in _predicted(p):
         if line not in _puzzle():
             fail(f"your line {line!r}", "load_weights doesn't say that", "no such line")
 
 
 @_SUITE.property(
     "predict_complaints",
-    hint="what does a state_dict hold besides weights, and what does copy_ do to [1]?",
+    hint="what does a state_dict hold besides weights, what does it leave out, and is "
+    "a shape that copy_ would stretch a fit?",
 )
 def _no_silence(p: SimpleNamespace) -> None:
     """Every complaint that is made is predicted."""
-    predicted, said = set(p.predict_complaints()), _puzzle()
+    predicted, said = set(_predicted(p)), _puzzle()
     if said - predicted:
         kinds = sorted(line.split(":")[0] for line in said - predicted)
         fail(
@@ -822,6 +839,26 @@ def _renamed_strictly(p: SimpleNamespace) -> None:
             call = lambda m=model, f=folder: p.load_renamed(m, f, _strip)  # noqa: E731
             expect_error(given, call, ValueError, *words)
             _expect_loaded(f"{given}, afterwards", model, before)
+
+
+@_SUITE.property(
+    "load_renamed", hint="two names of the model, one memory: who writes it last?"
+)
+def _renamed_tied(p: SimpleNamespace) -> None:
+    """A tied head in the file never overwrites the embedding: it is left out, or an
+    error if its numbers differ.
+    """
+    with _folder() as folder:
+        _write(folder, _prefixed())
+        model = _Model(tied=True)
+        before = model.embed.weight.detach().clone()
+        given = "module.head.weight differs, the model ties it to embed.weight"
+        try:
+            p.load_renamed(model, folder, _strip)
+        except ValueError:
+            _expect_loaded(f"{given}, refused", model, {"embed.weight": before})
+        else:
+            _expect_loaded(given, model, _tensors(tied=True))
 
 
 @_SUITE.property("load_renamed", hint="two of the file's names can become one: see it")
@@ -893,14 +930,19 @@ def _sharded_few(p: SimpleNamespace) -> None:
     hint="a state dict wraps one memory twice: what do both wraps share?",
 )
 def _sharded_tied(p: SimpleNamespace) -> None:
-    """Tied tensors are written once, under the first name; a transposed one as it
-    reads.
+    """Tied tensors are written once, under the first name; two halves of one matrix
+    are both written; a transposed one as it reads.
     """
     weight = _numbers(3, 2)
     index, files = _saved(p, {"embed": weight, "head": weight.detach()}, 40)
     given = "embed and head, one tensor: names in the files"
     expect(given, sorted(n for inside in files.values() for n in inside), ["embed"])
     expect("embed and head: weight_map", sorted(index["weight_map"]), ["embed"])
+    _, files = _saved(p, {"top": weight[:1], "rest": weight[1:]}, 40)
+    given = "top and rest, rows of one matrix: names in the files"
+    expect(
+        given, sorted(n for inside in files.values() for n in inside), ["rest", "top"]
+    )
     _, files = _saved(p, {"turned": weight.T}, 40)
     (inside,) = files.values()
     expect("a transposed tensor", inside["turned"], weight.T)

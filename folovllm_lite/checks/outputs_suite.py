@@ -239,21 +239,25 @@ def _deltas_two(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "deltas", hint="which other list of a completion grows with its tokens?"
+    "deltas", hint="which other list grows with the tokens? `replace` keeps the rest"
 )
 def _deltas_logprobs(p: SimpleNamespace) -> None:
-    """The logprobs are cut like the tokens; cumulative_logprob, prompt and id stay."""
+    """The logprobs are cut like the tokens; all other fields stay what they are."""
     first, second = {1: p.Logprob(-0.5)}, {2: p.Logprob(-1.5)}
+    ended = p.CompletionOutput(0, "ab", [1, 2], -2.0, [first, second], "stop", 2)
     stream = [
         _output(p, p.CompletionOutput(0, "a", [1], -0.5, [first])),
-        _output(p, p.CompletionOutput(0, "ab", [1, 2], -2.0, [first, second], "stop")),
+        _output(p, ended, metrics=p.RequestMetrics(5.0), prompt_logprobs=[None]),
     ]
     last = list(p.deltas(stream))[-1]
     given = "tokens 1 and 2 with logprobs -0.5 and -1.5, the last delta:"
     expect(f"{given} logprobs", last.outputs[0].logprobs, [second])
-    expect(f"{given} cumulative_logprob", last.outputs[0].cumulative_logprob, -2.0)
+    for name, wanted in (("cumulative_logprob", -2.0), ("stop_reason", 2)):
+        expect(f"{given} {name}", getattr(last.outputs[0], name), wanted)
     got = [last.request_id, last.prompt, last.prompt_token_ids]
     expect(f"{given} request_id, prompt, prompt_token_ids", got, ["r", "ab", [7, 8]])
+    expect(f"{given} metrics", last.metrics, p.RequestMetrics(5.0))
+    expect(f"{given} prompt_logprobs", last.prompt_logprobs, [None])
 
 
 @_SUITE.property(

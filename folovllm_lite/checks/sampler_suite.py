@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from folovllm_lite import sampler as package
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail, plain
@@ -525,8 +526,13 @@ def _judge_trace(p: SimpleNamespace, name: str, right: Any, slips: list) -> None
     if plain(got) == plain(right):
         return
     about = next((why for slip, why in slips if plain(got) == plain(slip)), None)
-    if about is None:
-        about = f"{len(right)} ids" if isinstance(right, list) else "another share"
+    if about is None and isinstance(right, float):
+        number = isinstance(answer[name], float | int)
+        about = "another share" if number else "a number, such as 3 / 7"
+    elif about is None and isinstance(got, list) and len(got) == len(right):
+        about = "other ids: ids are places, 0 to 5, not weights"
+    elif about is None:
+        about = f"{len(right)} ids"
     given = f"weights {_TRACE}, temperature 2, min_p 0.5, top_k 3, top_p 0.7: {name}"
     fail(given, got, about)
 
@@ -677,6 +683,31 @@ def _at_global(p: SimpleNamespace) -> None:
         expect(given, p.draw_at(flat, [5], [0]), first)
 
 
+class _Operations(TorchDispatchMode):
+    """Counts the operations that PyTorch carries out."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        return op(*args, **(kwargs or {}))
+
+
+@_SUITE.property("draw_at", hint="reach a step without going through those before it")
+def _at_cost(p: SimpleNamespace) -> None:
+    """A late step takes no more operations than the first."""
+    flat = torch.zeros(1, 1000)
+    with _Operations() as first:
+        p.draw_at(flat, [5], [0])
+    with _Operations() as late:
+        p.draw_at(flat, [5], [50])
+    if late.count > first.count:
+        given = "seed 5, step 50: PyTorch's operations for one draw"
+        fail(given, late.count, f"{first.count}, as at step 0")
+
+
 @_SUITE.property(
     "draw_at", hint="count: draw i with its probability, whatever the trick"
 )
@@ -687,7 +718,8 @@ def _at_frequencies(p: SimpleNamespace) -> None:
     logits = _logits(weights).expand(_DRAWS, -1)
     wanted = [_DRAWS * weight / 8 for weight in weights]
     for what, seeds, steps in (
-        ("steps of seed 7", [7] * _DRAWS, many),
+        # Not one seed's 4000 steps: who plays through all steps would wait for minutes.
+        ("draws, 100 steps of 40 seeds", [i // 100 for i in many], [*range(100)] * 40),
         ("seeds at step 7", many, [7] * _DRAWS),
     ):
         counts = p.draw_at(logits, seeds, steps).bincount(minlength=4).tolist()
@@ -703,14 +735,15 @@ def _at_frequencies(p: SimpleNamespace) -> None:
     hint="which other (seed, step) gives the same number in your mix of the two?",
 )
 def _at_streams(p: SimpleNamespace) -> None:
-    """No seed's tokens are another seed's tokens, moved by a few steps."""
-    steps = list(range(300))
+    """No seed's tokens are another seed's tokens, moved by some steps."""
+    # 4 steps from each of 300 on, and where usual factors would put the next seed.
+    steps = [*range(303), *(far + i for far in (1000, 1024, 4096) for i in range(4))]
     flat = torch.zeros(len(steps), 1000)
     runs: dict[tuple[int, ...], tuple[int, int]] = {}
     for seed in (0, 1, 2, 4, 8, 9):
         drawn = p.draw_at(flat, [seed] * len(steps), steps).tolist()
-        for at in range(len(drawn) - 3):
-            run = tuple(drawn[at : at + 4])
+        for first in (i for i in range(len(steps) - 3) if steps[i + 3] - steps[i] == 3):
+            run, at = tuple(drawn[first : first + 4]), steps[first]
             other, there = runs.setdefault(run, (seed, at))
             if (other, there) != (seed, at):
                 fail(

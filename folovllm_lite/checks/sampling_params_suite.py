@@ -57,17 +57,32 @@ def _call(given: dict[str, Any]) -> str:
     return f"SamplingParams({inside})"
 
 
+def _make(piece: Any, call: str, given: dict[str, Any]) -> Any:
+    """The object of a good request; if it is refused, the input is shown with it."""
+    try:
+        return piece(**given)
+    except ValueError as error:
+        fail(call, f"{type(error).__name__}: {error}", "no error")
+
+
+def _kept(piece: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What became of the fields that were given: of 23, these are worth a line."""
+    made = piece(**given)
+    return {name: getattr(made, name, "no such field") for name in given}
+
+
 def _accepts(p: SimpleNamespace, name: str, *values: Any) -> None:
     """Every value is taken, and kept as it is."""
     for value in values:
-        made = p.SamplingParams(**{name: value})
-        expect(f"{_call({name: value})}.{name}", getattr(made, name), value)
+        given = {name: value}
+        made = _make(p.SamplingParams, _call(given), given)
+        expect(f"{_call(given)}.{name}", getattr(made, name), value)
 
 
 def _refuses(
     p: SimpleNamespace, error: type, given: dict[str, Any], *words: str
 ) -> None:
-    expect_error(_call(given), lambda: p.SamplingParams(**given), error, *words)
+    expect_error(_call(given), lambda: _kept(p.SamplingParams, given), error, *words)
 
 
 # ----- what is asked for when nothing is said, and by which names
@@ -105,10 +120,10 @@ def _kinds(p: SimpleNamespace) -> None:
         (0, "GREEDY"),
         (0.0, "GREEDY"),
         (1.0, "RANDOM"),
-        (1e-6, "RANDOM"),
+        (1e-5, "RANDOM"),
     ):
         given = {"temperature": temperature}
-        made = p.SamplingParams(**given)
+        made = _make(p.SamplingParams, _call(given), given)
         expect(f"{_call(given)}.sampling_type", made.sampling_type.name, kind)
         same = made.sampling_type == getattr(p.SamplingType, kind)
         expect(f"{_call(given)}.sampling_type == SamplingType.{kind}", same, True)
@@ -150,10 +165,27 @@ def _best_of(p: SimpleNamespace) -> None:
 
 @_SUITE.property("SamplingParams", hint="0 is a temperature too, and so is 0.001")
 def _temperature(p: SimpleNamespace) -> None:
-    """A temperature is 0 or more, and is kept as given, however small or large."""
+    """A temperature below 0 is refused; 0, 0.001 and 5 are kept as given."""
     _accepts(p, "temperature", 0, 0.0, 1, 0.7, 0.001, 5.0)
     for value in (-1, -0.1):
         message = "temperature must be non-negative"
+        _refuses(p, ValueError, {"temperature": value}, message, str(value))
+
+
+@_SUITE.property(
+    "SamplingParams",
+    hint="a logit divided by next to nothing is infinite in float32; both ends of the "
+    "gap are fine, and nothing in it is moved to one of them",
+)
+def _tiny_temperature(p: SimpleNamespace) -> None:
+    """Between 0 and 1e-5 a temperature is refused; 0 and 1e-5 themselves are kept."""
+    for value in (0, 1e-5, 1.1e-5):
+        given = {"temperature": value}
+        made = _make(p.SamplingParams, _call(given), given)
+        if made.temperature != value:  # `expect` would round both to 0
+            fail(f"{_call(given)}.temperature", made.temperature, value)
+    for value in (1e-6, 9.9e-6, 1e-40, 5e-324):
+        message = "temperature must be 0 (greedy) or at least 1e-05"
         _refuses(p, ValueError, {"temperature": value}, message, str(value))
 
 
@@ -437,7 +469,7 @@ def _allowed(given: dict[str, Any]) -> str:
 def _refuses_allowed(
     p: SimpleNamespace, error: type, given: dict[str, Any], *words: str
 ) -> None:
-    expect_error(_allowed(given), lambda: p.AllowedParams(**given), error, *words)
+    expect_error(_allowed(given), lambda: _kept(p.AllowedParams, given), error, *words)
 
 
 @_SUITE.property(
@@ -452,7 +484,7 @@ def _allowed_values(p: SimpleNamespace) -> None:
     expect("AllowedParams().allowed_token_ids", got, None)
     for ids in ([0], [3, 1]):
         given = {"allowed_token_ids": ids}
-        got = p.AllowedParams(**given).allowed_token_ids
+        got = _make(p.AllowedParams, _allowed(given), given).allowed_token_ids
         expect(f"{_allowed(given)}.allowed_token_ids", got, ids)
     given = {"allowed_token_ids": []}
     _refuses_allowed(p, ValueError, given, "allowed_token_ids")
@@ -508,8 +540,7 @@ def _allowed_contradiction(p: SimpleNamespace) -> None:
         {"allowed_token_ids": [1, 2], "stop_token_ids": [1], "min_tokens": 1},
         {"stop_token_ids": [1], "min_tokens": 1},
     ):
-        made = p.AllowedParams(**given)
-        expect(f"{_allowed(given)}.n", made.n, 1)
+        _make(p.AllowedParams, _allowed(given), given)
     for allowed, stop in (([1], [1]), ([2, 1], [1, 2, 3])):
         given = {
             "allowed_token_ids": allowed,
@@ -568,7 +599,9 @@ def _inherited(p: SimpleNamespace) -> None:
 def _independent(p: SimpleNamespace) -> None:
     """The parent stays as it was, and nobody shares a list with anybody."""
     parent = p.SamplingParams(n=2, best_of=3, seed=1, stop=["end"], stop_token_ids=[7])
-    first, second, _ = p.split(parent)
+    children = p.split(parent)
+    expect("len(split(SamplingParams(n=2, best_of=3, ...)))", len(children), 3)
+    first, second = children[:2]
     given = "n, best_of and seed of the parent afterwards"
     expect(given, (parent.n, parent.best_of, parent.seed), (2, 3, 1))
     first.stop.append("more")

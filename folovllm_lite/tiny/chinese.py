@@ -480,6 +480,15 @@ _OWNERS = {
 }
 _PLACES = {"hero": "child", "other": "child", "place": "place", "there": "place"}
 PRACTICE = {}  # Chinese names are two characters, and no harder ones are needed
+DRILLS = [
+    (
+        f"drill_{thing}",
+        {"hero": "child", "color": "color", "thing": thing},
+        ["{hero}有一个{color}的{thing}。{thing}是什么颜色的？"],
+        "{thing}是{color}的。",
+    )
+    for thing in ("flyer", "thing")
+]
 
 # name, slots, ways to ask, the answer
 QUESTIONS = [

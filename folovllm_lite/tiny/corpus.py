@@ -51,7 +51,7 @@ MIXES = {
         dwell={"plain": (("where", "who", "color"), 0.6)},
     ),
     "finish": Mix(
-        {"story": 0.60, "plain": 0.25, "chat": 0.15},
+        {"story": 0.45, "plain": 0.20, "drill": 0.20, "chat": 0.15},
         dwell={
             "plain": (("color",), 0.6),
             "story": (("broken", "gift", "lost", "stuck"), 0.5),
@@ -111,6 +111,9 @@ def _grammars(language, lexicons: dict) -> dict[str, Grammar]:
         "plain": Grammar(
             lexicons,
             [_question(*q, chat=False, joint=joint) for q in language.QUESTIONS],
+        ),
+        "drill": Grammar(
+            lexicons, [_question(*q, chat=False, joint=joint) for q in language.DRILLS]
         ),
     }
 

@@ -544,6 +544,24 @@ _HAVE = "{hero} has a {color} {toy}. {other} has a {hue} {tool}."
 # Training begins with harder names than anyone will ask for: nothing else makes a model
 # copy letter by letter as early.
 PRACTICE = {"child": _children(_LONG_NAMES)}
+# And it ends with shorter texts than anyone will ask for. In a story the color is one
+# word far back among eighty, and 20,000 steps on stories never found it; here it is one
+# of ten, is found in 300, and then in stories too.
+DRILLS = [
+    (
+        f"drill_{thing}",
+        {"hero": "child", "color": "color", "thing": thing},
+        [
+            "{hero} has a {color} {thing}. What color is the {thing}?",
+            "{hero} has a {color} {thing}.",
+        ],
+        answer,
+    )
+    for thing, answer in (
+        ("flyer", "The {thing} is {color}."),
+        ("thing", "{hero} likes the {color} {thing}."),
+    )
+]
 
 # name, slots, ways to ask, the answer
 QUESTIONS = [

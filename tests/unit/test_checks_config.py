@@ -529,3 +529,32 @@ def test_the_solutions_pass(capsys):
             exec("".join(cell["source"]), names)
     out = capsys.readouterr().out
     assert "✗" not in out and out.count("properties hold.") == 3
+
+
+@pytest.mark.parametrize("answer", ["None", 64.0, True, "32"])
+def test_a_prediction_of_the_wrong_kind_is_told_the_kinds(answer, capsys):
+    out = rejected(checks.config, "predicted_lengths", _predicting(e=answer), capsys)
+    assert "expected: a number, None or 'refused'" in out
+
+
+def test_a_prediction_that_is_no_dict_is_told_so(capsys):
+    out = rejected(checks.config, "predicted_lengths", lambda: None, capsys)
+    assert "expected: a dict" in out
+
+
+def length_without_a_look_at_none(num_blocks, config, positions):
+    return min(positions, config.scheduler_config.max_model_len)
+
+
+@pytest.mark.parametrize(
+    "name, mutant, given",
+    [
+        ("StrictEngineConfig", strict_refuses_the_exact_budget, "budget 64, length 64"),
+        ("StrictEngineConfig", strict_refuses_no_budget, "no budget, length 512"),
+        ("longest_length", length_without_a_look_at_none, "1 text, max_model_len None"),
+    ],
+)
+def test_an_unexpected_error_is_shown_with_its_input(name, mutant, given, capsys):
+    out = rejected(checks.config, name, mutant, capsys)
+    (line,) = [line for line in out.splitlines() if given in line]
+    assert line.strip().startswith("input:")

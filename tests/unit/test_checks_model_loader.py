@@ -419,6 +419,25 @@ def predicts_nothing():
     return []
 
 
+def predicts_without_what_a_buffer_is():
+    return [line for line in SOLVED["predict_complaints"]() if "angles" not in line]
+
+
+def predicts_with_the_details():
+    lines = SOLVED["predict_complaints"]()
+    return [
+        line + " is [1], not [4]" if "misshapen" in line else line for line in lines
+    ]
+
+
+def predicts_one_string():
+    return "missing: scale"
+
+
+def forgets_to_return():
+    pass
+
+
 def renames_after_it_compared(model, path, rename):
     package.load_weights(model, path)
 
@@ -444,6 +463,11 @@ def renames_none_to_none(model, path, rename):
 def renames_the_first_shard(model, path, rename):
     with mock.patch.object(package, "weight_files", lambda p: ORIGINAL_FILES(p)[:1]):
         renames_and_the_last_wins(model, path, rename)
+
+
+def renames_and_the_head_wins(model, path, rename):
+    with mock.patch.dict(SOLVED["load_renamed"].__globals__, tied_names=lambda w: {}):
+        SOLVED["load_renamed"](model, path, rename)
 
 
 def _save(groups, folder, total=True):
@@ -478,6 +502,14 @@ def saves_tied_tensors_twice(tensors, folder, limit):
     SOLVED["save_sharded"]({n: t.clone() for n, t in tensors.items()}, folder, limit)
 
 
+def saves_one_of_each_storage(tensors, folder, limit):
+    first = {}
+    for name, tensor in tensors.items():
+        first.setdefault(tensor.untyped_storage().data_ptr(), name)
+    kept = {name: tensors[name] for name in first.values()}
+    SOLVED["save_sharded"](kept, folder, limit)
+
+
 def saves_without_the_last_shard(tensors, folder, limit):
     SOLVED["save_sharded"](dict(list(tensors.items())[:-1]), folder, limit)
 
@@ -495,15 +527,17 @@ def saves_without_the_size(tensors, folder, limit):
 EXERCISE_MUTANTS = {
     "predict_complaints": [
         predicts_the_tied_head, predicts_that_a_bias_stretches, predicts_nothing,
+        predicts_without_what_a_buffer_is, predicts_with_the_details,
+        predicts_one_string, forgets_to_return,
     ],
     "load_renamed": [
         renames_after_it_compared, renames_loosely, renames_and_the_last_wins,
-        renames_none_to_none, renames_the_first_shard,
+        renames_none_to_none, renames_the_first_shard, renames_and_the_head_wins,
     ],
     "save_sharded": [
         saves_a_shard_for_each, saves_one_shard, saves_by_count_of_elements,
         saves_tied_tensors_twice, saves_without_the_last_shard, saves_without_an_index,
-        saves_without_the_size,
+        saves_without_the_size, saves_one_of_each_storage,
     ],
 }  # fmt: skip
 

@@ -339,6 +339,17 @@ def drops_the_finished(stream):
         yield dataclasses.replace(before, outputs=news)
 
 
+def forgets_the_stop_reason(stream):
+    for each in deltas(stream):
+        news = [dataclasses.replace(c, stop_reason=None) for c in each.outputs]
+        yield dataclasses.replace(each, outputs=news)
+
+
+def forgets_the_metrics(stream):
+    for each in deltas(stream):
+        yield dataclasses.replace(each, metrics=None)
+
+
 def skips_what_shows_nothing(stream):
     for each in deltas(stream):
         if any(completion.text for completion in each.outputs):
@@ -348,7 +359,7 @@ def skips_what_shows_nothing(stream):
 EXERCISE_MUTANTS = [
     whole_outputs, the_last_token, one_length_for_all, cut_in_place, all_logprobs,
     waits_for_the_end, remembers_between_streams, drops_the_finished,
-    skips_what_shows_nothing,
+    skips_what_shows_nothing, forgets_the_stop_reason, forgets_the_metrics,
 ]  # fmt: skip
 
 

@@ -397,6 +397,15 @@ def stops_win():
     return [*predicted_statuses()[:-1], "FINISHED_STOPPED"]
 
 
+def names_in_small_letters():
+    return [name.lower() for name in predicted_statuses()]
+
+
+def statuses_for_names():
+    right = predicted_statuses()
+    return [n if n == "refused" else RequestStatus[n] for n in right]
+
+
 def rewind_by_fork(seq, new_seq_id, keep):
     if not 0 <= keep <= seq.get_output_len():
         raise ValueError(f"{keep} of {seq.get_output_len()}")
@@ -467,6 +476,7 @@ def rewind_tells_half(seq, new_seq_id, keep):
 EXERCISE_MUTANTS = {
     "predicted_statuses": [
         nothing_is_refused, the_sequences_own_status, one_answer_short, stops_win,
+        names_in_small_letters, statuses_for_names,
     ],
     "rewind": [
         rewind_by_fork, rewind_keeps_the_blocks, rewind_keeps_the_count,
@@ -508,6 +518,14 @@ def test_a_wrong_prediction_is_not_told_the_answer(capsys):
     assert "event 1: r-0 to RUNNING" in out and "expected: something else" in out
 
 
+@pytest.mark.parametrize("mutant", [names_in_small_letters, statuses_for_names])
+def test_a_right_answer_in_the_wrong_form_hears_of_the_form(mutant, capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.request(predicted_statuses=mutant)
+    out = capsys.readouterr().out
+    assert "such as 'WAITING', or 'refused'" in out and "something else" not in out
+
+
 @pytest.mark.parametrize("names", [["Sequence"], ["Request"], None])
 def test_pieces_come_with_statuses_of_their_own(names, monkeypatch, capsys):
     """A notebook's Sequence has the notebook's enum, which isn't the package's."""
@@ -518,6 +536,35 @@ def test_pieces_come_with_statuses_of_their_own(names, monkeypatch, capsys):
     assert copied.SequenceStatus is not SequenceStatus
     checks.request({name: getattr(copied, name) for name in names} if names else copied)
     assert "✗" not in capsys.readouterr().out
+
+
+def test_rewind_meets_the_sequences_of_its_own_notebook(monkeypatch, capsys):
+    """With another enum than its sequence's, even RUNNING to WAITING was refused."""
+    spec = importlib.util.spec_from_file_location("copied", module.__file__)
+    copied = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "copied", copied)
+    spec.loader.exec_module(copied)
+    source = """
+def rewind(seq, new_seq_id, keep):
+    again = seq.fork(new_seq_id)
+    del again.data.output_token_ids[keep:]
+    again.move_to(SequenceStatus.WAITING)
+    again.block_ids, again.num_computed = [], 0
+    return again
+"""
+    exec(source, vars(copied))
+    with pytest.raises(checks.CheckFailed):
+        checks.request(rewind=copied.rewind)
+    out = capsys.readouterr().out
+    assert "can't go from FINISHED_STOPPED to WAITING" in out
+    assert "can't go from RUNNING to WAITING" not in out
+
+
+def test_a_keep_that_should_be_refused_is_shown_in_short(capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.request(rewind=rewind_slices_anything)
+    out = capsys.readouterr().out
+    assert "no error, but SequenceData(" in out and "SamplingParams" not in out
 
 
 def test_the_table_of_moves_is_complete():

@@ -228,6 +228,20 @@ def at_seed_times_100_plus_step(logits, seeds, steps):
     return _at(logits, seeds, steps, lambda seed, step: (seed * 100 + step) % 2**63)
 
 
+def at_seed_times_1000_plus_step(logits, seeds, steps):
+    return _at(logits, seeds, steps, lambda seed, step: (seed * 1000 + step) % 2**63)
+
+
+def at_playing_through_all_steps(logits, seeds, steps):
+    probs, tokens = logits.softmax(-1), []
+    for row, seed, step in zip(probs, seeds, steps, strict=True):
+        own = torch.Generator().manual_seed(seed)
+        noise = [torch.empty_like(row).exponential_(generator=own)
+                 for _ in range(step + 1)]  # fmt: skip
+        tokens.append((row / noise[-1]).argmax())
+    return torch.stack(tokens)
+
+
 def at_the_seed_alone(logits, seeds, steps):
     return _at(logits, seeds, steps, lambda seed, step: seed)
 
@@ -301,6 +315,7 @@ MUTANTS = {
     ],
     "draw_at": [
         at_seed_plus_step, at_seed_xor_step, at_seed_times_100_plus_step,
+        at_seed_times_1000_plus_step, at_playing_through_all_steps,
         at_the_seed_alone, at_the_step_alone, at_float_precision,
         at_seed_times_a_prime_overflows, at_with_the_place_in_the_batch,
         at_with_the_global_generator, at_noise_upside_down, at_uniformly,

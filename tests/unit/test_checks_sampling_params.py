@@ -62,6 +62,36 @@ MUTANTS = {
         "            self.temperature = 0.01\n"
         "        self._check_values()\n\n",
     ),
+    "tiny_temperatures_pass": ("0 < self.temperature < 1e-5", "False"),
+    "tiny_temperatures_are_greedy": (
+        "        self._check_values()\n\n",
+        "        if 0 < self.temperature < 1e-5:\n"
+        "            self.temperature = 0.0\n"
+        "        self._check_values()\n\n",
+    ),
+    "tiny_temperatures_are_raised": (
+        "        self._check_values()\n\n",
+        "        if 0 < self.temperature < 1e-5:\n"
+        "            self.temperature = 1e-5\n"
+        "        self._check_values()\n\n",
+    ),
+    "the_smallest_temperature_is_refused": (
+        "0 < self.temperature < 1e-5",
+        "0 < self.temperature <= 1e-5",
+    ),
+    "greedy_counts_as_tiny": (
+        "0 < self.temperature < 1e-5",
+        "0 <= self.temperature < 1e-5",
+    ),
+    "only_what_overflows_is_tiny": (
+        "0 < self.temperature < 1e-5",
+        "0 < self.temperature < 1e-38",
+    ),
+    "the_smallest_temperature_becomes_zero": (
+        "        self._check_values()\n\n",
+        "        self._check_values()\n"
+        "        self.temperature = round(self.temperature, 4)\n\n",
+    ),
     "top_p_may_be_zero": ("not 0 < self.top_p <= 1", "not 0 <= self.top_p <= 1"),
     "top_p_must_be_below_one": ("not 0 < self.top_p <= 1", "not 0 < self.top_p < 1"),
     "top_k_zero_is_off": ("self.top_k < -1 or self.top_k == 0", "self.top_k < -1"),
@@ -168,7 +198,7 @@ MUTANTS = {
     ),
     "greedy_below_a_threshold": (
         "if self.temperature == 0",
-        "if self.temperature < 1e-5",
+        "if self.temperature < 0.001",
     ),
     "any_keyword_is_taken": (
         "    def __post_init__(self)",
@@ -208,6 +238,20 @@ def test_the_suite_rejects(name, capsys):
         checks.sampling_params(SamplingParams=mutant(*MUTANTS[name]))
     out = capsys.readouterr().out
     assert "hint:" in out and "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tiny_temperatures_pass", "tiny_temperatures_are_greedy",
+     "tiny_temperatures_are_raised", "the_smallest_temperature_is_refused",
+     "greedy_counts_as_tiny", "only_what_overflows_is_tiny",
+     "the_smallest_temperature_becomes_zero"],
+)  # fmt: skip
+def test_tiny_temperatures_have_a_line_of_their_own(name, capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.sampling_params(SamplingParams=mutant(*MUTANTS[name]))
+    line = capsys.readouterr().out.partition("✗ Between 0 and 1e-5 ")[2]
+    assert "input:    SamplingParams(temperature=" in line.splitlines()[1]
 
 
 def test_the_kind_that_is_another_enum(capsys):
@@ -388,6 +432,14 @@ def test_the_suite_rejects_wrong_answers_to_exercise_2(wrong, capsys):
     assert "hint:" in capsys.readouterr().out
 
 
+def test_a_good_request_that_is_refused_is_shown(capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.sampling_params(AllowedParams=AlwaysAContradiction)
+    out = capsys.readouterr().out
+    given = "AllowedParams(allowed_token_ids=[1], stop_token_ids=[1])"
+    assert f"input:    {given}\n    got:      ValueError: " in out
+
+
 # ----- exercise 3
 
 
@@ -468,3 +520,9 @@ def test_the_suite_rejects_wrong_answers_to_exercise_3(wrong, capsys):
     with pytest.raises(checks.CheckFailed):
         checks.sampling_params(split=wrong)
     assert "hint:" in capsys.readouterr().out
+
+
+def test_too_few_children_are_counted_before_they_are_unpacked(capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.sampling_params(split=n_children)
+    assert "unpack" not in capsys.readouterr().out

@@ -161,6 +161,34 @@ def test_training_never_draws_what_is_held_out():
     assert all(corpus.held_out(corpus.draw(grammar, rng, held=True)) for _ in range(5))
 
 
+@pytest.mark.parametrize("mix", corpus.MIXES)
+def test_echoes_are_what_was_said_before(mix):
+    """A first mention is a choice and never an echo; a name's second mention is one."""
+    rng = random.Random(9)
+    for _ in range(200):
+        document = corpus.document(rng, mix)
+        spans = document.echoes
+        assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert all(0 <= start < end <= len(document.text) for start, end in spans)
+    grammar = Grammar(
+        {"who": Lexicon([Entry("Tom", {"he": "he"})])},
+        [Plot("p", {"x": "who"}, [["{x} ran."], ["Then {x.he} saw {x}."]])],
+    )
+    sample = grammar.sample(rng)
+    said = [sample.text[start:end] for start, end in sample.echoes]
+    assert (sample.text, said) == ("Tom ran. Then he saw Tom.", ["he", "Tom"])
+
+
+def test_the_last_stage_dwells_on_what_is_learned_last():
+    rng = random.Random(3)
+    plots = [corpus.document(rng, "finish") for _ in range(600)]
+    stories = [each.parts[0].plot for each in plots if each.kind == "story"]
+    asked = [each.parts[0].plot for each in plots if each.kind == "plain"]
+    colored = sum(plot in ("broken", "gift", "lost", "stuck") for plot in stories)
+    assert colored / len(stories) > 0.5
+    assert sum(plot.startswith("color") for plot in asked) / len(asked) > 0.2
+
+
 def test_documents_are_a_function_of_the_seed():
     first, again = (
         [corpus.document(rng).text for _ in range(50)]

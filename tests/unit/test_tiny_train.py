@@ -54,11 +54,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch):
     run(tmp_path / "whole")
     real, calls = train.loss, []
 
-    def stop_in_step_four(model, ids):
-        calls.append(ids)
+    def stop_in_step_four(*batch):
+        calls.append(batch)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return real(model, ids)
+        return real(*batch)
 
     monkeypatch.setattr(train, "loss", stop_in_step_four)
     with pytest.raises(KeyboardInterrupt):
@@ -89,7 +89,7 @@ def test_every_stage_reads_its_own_corpus():
     names = [stage.name for stage in train.STAGES]
     assert names[0] == "practice" and set(names) == set(corpus.MIXES)
     tokenizer = train.train_tokenizer(0)
-    first = [next(train.batches(tokenizer, 0, 256, name)).tolist() for name in names]
+    first = [next(train.batches(tokenizer, 0, 256, name))[0].tolist() for name in names]
     assert all(a != b for a, b in zip(first, first[1:], strict=False))
 
 
@@ -103,7 +103,7 @@ def test_another_seed_gives_another_model(tmp_path):
 def test_resume_refuses_another_run(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         run(tmp_path, resume=True)
-    monkeypatch.setattr(train, "loss", lambda model, ids: 1 / 0)
+    monkeypatch.setattr(train, "loss", lambda *batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path)
     with pytest.raises(ValueError, match="the saved run is"):
@@ -125,16 +125,34 @@ def test_the_padded_batch_costs_what_its_rows_cost_alone():
         nats += F.cross_entropy(logits, doc[1:], reduction="sum").item()
     tokens = sum(len(doc) - 1 for doc in rows)
     assert train.loss(model, ids).item() == pytest.approx(nats / tokens, rel=1e-5)
+    # A token that counts three times is one that stands there three times.
+    counts = (ids != -1).float()
+    counts[2, 2] = 3.0
+    logits = model.logits(model(rows[2][:-1], PlainContext(torch.arange(2))))
+    extra = 2 * F.cross_entropy(logits[-1], rows[2][-1]).item()
+    got = train.loss(model, ids, counts).item()
+    assert got == pytest.approx((nats + extra) / (tokens + 2), rel=1e-5)
 
 
 def test_batches_waste_little_and_depend_on_the_seed_alone():
     tokenizer = train.train_tokenizer(0)
-    first = list(islice(train.batches(tokenizer, 0, 512), 8))
-    again = list(islice(train.batches(tokenizer, 0, 512), 8))
+    first = [ids for ids, _ in islice(train.batches(tokenizer, 0, 512), 8)]
+    again = [ids for ids, _ in islice(train.batches(tokenizer, 0, 512), 8)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert all(ids.numel() <= 512 or len(ids) == 1 for ids in first)
     padding = sum((ids == -1).sum().item() for ids in first)
     assert padding / sum(ids.numel() for ids in first) < 0.35
+
+
+def test_echoes_count_more_in_the_last_stage_only():
+    """Tokens that repeat a choice weigh `echo`, and padding nothing."""
+    tokenizer = train.train_tokenizer(0)
+    for mix in corpus.MIXES:
+        ids, counts = next(train.batches(tokenizer, 0, 512, mix))
+        assert torch.equal(counts == 0, ids == -1)
+        assert set(counts[ids != -1].tolist()) <= {1.0, corpus.MIXES[mix].echo}
+    assert corpus.MIXES["finish"].echo > 1 and 0.05 < (counts > 1).float().mean() < 0.6
+    assert train._counts([(0, 3), (3, 7), (7, 8)], [(4, 7)], 8.0) == [1.0, 8.0, 1.0]
 
 
 def test_learning_rate_warms_up_and_decays():

@@ -140,6 +140,18 @@ def test_the_picture_shows_what_the_temperature_did():
     assert "64% → 40%" in text and "no filter is on: all 6 tokens" in text
 
 
+def test_a_token_that_can_be_drawn_never_has_nought_per_cent():
+    rare = widgets.Context("English", "x", torch.tensor([0.0, -9.0]), ("a", "b"))
+    text = widgets.draw_exploration(widgets.explore(rare, SamplingParams(), 2)).text
+    assert text.splitlines()[2].split() == ["b", "<1%", "<1%"]
+
+
+def test_temperature_zero_is_not_called_a_filter():
+    picture = widgets.draw_exploration(explored(temperature=0))
+    assert "not the likeliest" in picture.text and "cut by" not in picture.text
+    assert "cut by" not in picture.svg
+
+
 def test_the_picture_is_the_same_every_time():
     found = explored(top_p=0.9)
     assert widgets.draw_exploration(found).svg == widgets.draw_exploration(found).svg
@@ -213,7 +225,7 @@ def test_tab_goes_from_the_text_over_the_dials_to_the_buttons(explorer):
     names = ("Continue", "(temperature)", "(min_p)", "(top_k)", "(top_p)")
     for dial, name in zip(dials, names, strict=True):
         assert name in dial.description and not dial.disabled
-        assert dial.style.description_width == "27em"
+        assert dial.style.description_width == "20em"
     assert all(isinstance(button, Button) for button in buttons.children)
     assert 'role="img" aria-label=' in figure.value
     assert 'aria-live="polite"' in status.value
