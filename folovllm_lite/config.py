@@ -83,14 +83,11 @@ class ModelConfig:
         _flag("trust_remote_code", self.trust_remote_code)
         _integer("max_model_len", self.max_model_len, 1, optional=True)
         _integer("seed", self.seed, 0)
-        if not isinstance(self.dtype, torch.dtype) and self.dtype not in _DTYPES:
+        known = [*_DTYPES, *filter(None, _DTYPES.values())]
+        if self.dtype not in known:
             raise ValueError(
-                f"dtype must be one of {', '.join(_DTYPES)} or a torch.dtype, "
-                f"got {self.dtype!r}"
-            )
-        if isinstance(self.dtype, torch.dtype) and self.dtype not in _DTYPES.values():
-            raise ValueError(
-                f"dtype must be a floating type of at least 16 bits, got {self.dtype}"
+                f"dtype must be one of {', '.join(_DTYPES)} or the torch.dtype of "
+                f"that name, got {self.dtype!r}"
             )
 
     @property
@@ -184,6 +181,7 @@ class EngineConfig:
     The caller's `scheduler_config` is left as it was: the engine works on a copy.
 
     Raises:
+        TypeError: a part that is no such config.
         ValueError: if the scheduler allows sequences longer than the model does.
     """
 
@@ -192,6 +190,15 @@ class EngineConfig:
     scheduler_config: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def __post_init__(self) -> None:
+        for name, kind in (
+            ("model_config", ModelConfig),
+            ("cache_config", CacheConfig),
+            ("scheduler_config", SchedulerConfig),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(
+                    f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}"
+                )
         model_len = self.model_config.max_model_len
         scheduler_len = self.scheduler_config.max_model_len
         if scheduler_len is None:

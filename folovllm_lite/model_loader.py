@@ -271,6 +271,11 @@ class ModelLoader:
         """A `transformers` language model in eval mode; None picks CUDA if it's there.
 
         The weights are read into memory once (transformers builds on the meta device).
+
+        Raises:
+            ValueError: a checkpoint that lacks a tensor of the model or has one too
+                many. transformers by itself would only print a report and leave what
+                is missing random.
         """
         from transformers import AutoModelForCausalLM
 
@@ -280,12 +285,18 @@ class ModelLoader:
         hf_config = read_config(path)
         if self.max_model_len is None:
             self.max_model_len = hf_config.get("max_position_embeddings", 2048)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=self.model_config.torch_dtype or checkpoint_dtype(hf_config),
             trust_remote_code=self.model_config.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
+        problems = [f"missing: {name}" for name in found["missing_keys"]]
+        problems += [f"unexpected: {name}" for name in found["unexpected_keys"]]
+        if problems:
+            lines = "\n  ".join(sorted(problems))
+            raise ValueError(f"the weights in {path} don't fit the model:\n  {lines}")
         return model.to(device).eval()
 
     def load_tokenizer(self) -> Any:

@@ -109,7 +109,7 @@ class Sequence:
         seq_id: `{request_id}-{i}` for the i-th of a request.
         request_id: the request it belongs to.
         data: its tokens.
-        sampling_params: shared with the other sequences of the request, never changed.
+        sampling_params: how to answer; never changed.
         status: where it is; `move_to` keeps to the rules, a plain assignment doesn't.
         block_ids: its blocks of the paged KV cache, in order of position.
         num_computed: tokens whose keys and values are stored there.

@@ -36,6 +36,7 @@ class SamplingParams:
             log-probability are returned; None is `n`.
         temperature: divides the logits: below 1 favours likely tokens, above 1
             flattens; 0 takes the likeliest token and ignores top_p, top_k and min_p.
+            Values between 0 and 1e-5 are refused.
         top_p: keep the smallest set of tokens whose probabilities reach this; above 0,
             at most 1.
         top_k: keep this many of the likeliest tokens; -1 keeps all.
@@ -140,9 +141,9 @@ class SamplingParams:
                 raise ValueError(
                     f"{name} must be in [-2, 2], got {getattr(self, name)}"
                 )
-        if self.repetition_penalty <= 0:
+        if self.repetition_penalty < 1e-5:  # the same
             raise ValueError(
-                "repetition_penalty must be greater than 0, "
+                "repetition_penalty must be greater than 0, and at least 1e-05, "
                 f"got {self.repetition_penalty}"
             )
         if "" in self.stop:

@@ -32,31 +32,39 @@ class Mix:
         echo: how much a token counts that repeats what was chosen before, a name or a
             color, say; others count 1. It changes what is learned first and not what
             is best: each place still has its own best answer.
+        languages: to choose from, with equal chances.
     """
 
     kinds: dict[str, float]
     hard_names: bool = False
     dwell: dict[str, tuple[tuple[str, ...], float]] = field(default_factory=dict)
     echo: float = 1.0
+    languages: tuple[str, ...] = tuple(LANGUAGES)
 
 
 # Copying a name, keeping apart who has what, and sums are what a small model learns
-# last, and questions teach them with fewer tokens than stories do. The last two stages
-# dwell on questions about two people, where an answer has to be told from its
-# neighbour.
+# last, and questions teach them with fewer tokens than stories do. So the later stages
+# dwell on questions about two people, whose answer has to be told from its neighbour,
+# and on colors, and the last one goes back to everything.
 MIXES = {
     "practice": Mix({"story": 0.45, "plain": 0.20, "chat": 0.35}, hard_names=True),
     "polish": Mix(
         {"story": 0.35, "plain": 0.35, "chat": 0.30},
         dwell={"plain": (("where", "who", "color"), 0.6)},
     ),
-    "finish": Mix(
-        {"story": 0.45, "plain": 0.20, "drill": 0.20, "chat": 0.15},
-        dwell={
-            "plain": (("color",), 0.6),
-            "story": (("broken", "gift", "lost", "stuck"), 0.5),
-        },
+    "focus": Mix(
+        {"story": 0.40, "drill": 0.60},
+        dwell={"story": (("broken", "gift", "lost", "stuck"), 0.9)},
         echo=8.0,
+        languages=("en",),
+    ),
+    "finish": Mix(
+        {"story": 0.50, "plain": 0.25, "chat": 0.25},
+        dwell={
+            "plain": (("color",), 0.5),
+            "story": (("broken", "gift", "lost", "stuck"), 0.3),
+        },
+        echo=4.0,
     ),
 }
 # The share of stories among the turns of a chat; how long a chat can be.
@@ -172,8 +180,8 @@ def document(rng: random.Random, mix: str = "practice") -> Document:
         rng: decides everything.
         mix: a name of MIXES.
     """
-    language = rng.choice(list(LANGUAGES))
     chosen = MIXES[mix]
+    language = rng.choice(chosen.languages)
     grammars = (PRACTICE if chosen.hard_names else GRAMMARS)[language]
     kind = rng.choices(list(chosen.kinds), chosen.kinds.values())[0]
     if kind != "chat":

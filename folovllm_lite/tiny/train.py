@@ -56,7 +56,8 @@ class Stage:
 STAGES = (
     Stage("practice", 15000, 4e-3),
     Stage("polish", 6500, 2e-3),
-    Stage("finish", 3000, 2e-3),
+    Stage("focus", 600, 2e-3),
+    Stage("finish", 1800, 2e-3),
 )
 
 # Documents are drawn, sorted by length and cut into batches a chunk at a time. Sorting

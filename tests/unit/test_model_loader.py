@@ -229,3 +229,15 @@ def test_statistics_count_tied_parameters_once():
     assert numbers["trainable"] == numbers["parameters"]
     assert numbers["bytes"] == 4 * numbers["parameters"]
     assert numbers["bytes_by_dtype"] == {"float32": numbers["bytes"]}
+
+
+def test_the_peer_is_loaded_as_strictly(path):
+    """A renamed tensor once came back random, with a report that nobody reads."""
+    file = path / WEIGHTS
+    tensors = load_file(file)
+    tensors["model.norm.scale"] = tensors.pop("model.norm.weight")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ValueError) as raised:
+        get_model_and_tokenizer(ModelConfig(str(path)), "cpu")
+    assert "missing: model.norm.weight" in str(raised.value)
+    assert "unexpected: model.norm.scale" in str(raised.value)

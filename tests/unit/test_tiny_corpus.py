@@ -10,7 +10,7 @@ from folovllm_lite.tiny import corpus
 from folovllm_lite.tiny.grammar import Coin, Entry, Grammar, Lexicon, Plot
 
 LANGUAGES = list(corpus.LANGUAGES)
-KINDS = ["story", "chat_story", "chat", "plain"]
+KINDS = ["story", "chat_story", "chat", "plain", "drill"]
 
 
 def small_grammar() -> Grammar:
@@ -179,13 +179,19 @@ def test_echoes_are_what_was_said_before(mix):
     assert (sample.text, said) == ("Tom ran. Then he saw Tom.", ["he", "Tom"])
 
 
-def test_the_last_stage_dwells_on_what_is_learned_last():
+def test_the_focus_is_on_one_thing_and_the_finish_on_everything():
+    """Colours come last: the focus is English, where the model never found them."""
     rng = random.Random(3)
+    focus = [corpus.document(rng, "focus") for _ in range(200)]
+    assert {each.language for each in focus} == {"en"}
+    assert {each.kind for each in focus} == {"story", "drill"}
     plots = [corpus.document(rng, "finish") for _ in range(600)]
+    assert {each.language for each in plots} == {"en", "zh"}
+    assert {each.kind for each in plots} == {"story", "plain", "chat"}
     stories = [each.parts[0].plot for each in plots if each.kind == "story"]
     asked = [each.parts[0].plot for each in plots if each.kind == "plain"]
     colored = sum(plot in ("broken", "gift", "lost", "stuck") for plot in stories)
-    assert colored / len(stories) > 0.5
+    assert colored / len(stories) > 0.3
     assert sum(plot.startswith("color") for plot in asked) / len(asked) > 0.2
 
 

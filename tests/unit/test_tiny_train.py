@@ -144,7 +144,7 @@ def test_batches_waste_little_and_depend_on_the_seed_alone():
     assert padding / sum(ids.numel() for ids in first) < 0.35
 
 
-def test_echoes_count_more_in_the_last_stage_only():
+def test_echoes_count_more_in_the_later_stages_only():
     """Tokens that repeat a choice weigh `echo`, and padding nothing."""
     tokenizer = train.train_tokenizer(0)
     for mix in corpus.MIXES:
