@@ -23,6 +23,7 @@ from folovllm_lite.model_loader import EMBEDDED_MODEL
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.tiny import corpus
+from folovllm_lite.tiny.train import STAGES
 
 PROMPTS = {
     "en": [
@@ -68,10 +69,14 @@ def accepted(language: str, texts: list[str]) -> float:
 
 
 @torch.inference_mode()
-def perplexity(llm: LLM, samples: list[corpus.Sample], grammar: corpus.Grammar) -> dict:
+def perplexity(
+    llm: LLM, samples: list[corpus.Sample], grammar: corpus.Grammar, share: float
+) -> dict:
     """Per-token perplexity of the model on `samples`, and the least possible one.
 
-    The bound divides the grammar's own -log p by the same number of tokens.
+    The bound divides the generator's own -log p by the same number of tokens: that of
+    the grammar, and that of choosing its language and kind of text in the first place
+    (`share`), since the model is not told them either.
     """
     model: Qwen3 = llm.model
     tokenizer = llm.get_tokenizer()
@@ -85,7 +90,7 @@ def perplexity(llm: LLM, samples: list[corpus.Sample], grammar: corpus.Grammar) 
             logits, ids[1:], reduction="sum"
         ).item()
         tokens += len(ids) - 1
-    bound = corpus.entropy(samples, grammar) * len(samples)
+    bound = (corpus.entropy(samples, grammar) - math.log(share)) * len(samples)
     return {
         "model": math.exp(nats / tokens),
         "bound": math.exp(bound / tokens),
@@ -119,6 +124,7 @@ def questions(
 def evaluate(directory: Path, scale: float = 1.0, seed: int = 1) -> dict:
     """All figures, as a dict; `scale` < 1 measures on fewer samples."""
     llm = LLM(str(directory), seed=seed)
+    last = corpus.MIXES[STAGES[-1].name]
     many = lambda count: max(5, round(count * scale))  # noqa: E731
     figures: dict = {}
     for language in corpus.LANGUAGES:
@@ -148,6 +154,7 @@ def evaluate(directory: Path, scale: float = 1.0, seed: int = 1) -> dict:
                         for _ in range(many(500))
                     ],
                     grammars[kind],
+                    last.kinds[kind] / len(last.languages),
                 )
                 for kind in ("story", "plain")
             },
@@ -212,7 +219,7 @@ def card(directory: Path, figures: dict) -> str:
     )
     for kind, label in (("story", "stories"), ("plain", "plain questions")):
         row(
-            f"held-out perplexity of {label} / the grammar's bound",
+            f"held-out perplexity of {label} / the generator's bound",
             lambda f, kind=kind: "{model:.4f} / {bound:.4f} = {ratio:.3f}".format(
                 **f["perplexity"][kind]
             ),
