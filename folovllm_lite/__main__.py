@@ -146,7 +146,7 @@ def _show(outputs: Any) -> str:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
     params = _params(args, n=args.n, best_of=args.best_of)
     llm = _load(args)
     if params.best_of == 1:
@@ -184,7 +184,10 @@ def _chat(args: argparse.Namespace) -> None:
         asked = [*history, {"role": "user", "content": said}]
         try:
             stream = llm.stream(asked, params)
-        except ValueError as error:  # the conversation has outgrown the model, mostly
+        except (
+            ValueError,
+            TypeError,
+        ) as error:  # the conversation has outgrown the model, mostly
             print(f"({error}; /reset begins a new conversation)")
             continue
         try:
@@ -219,8 +222,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     # A progress bar of the Hub's client or a warning about it would stand in the story.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for file in (sys.stdout, sys.stderr):  # a "?" where a terminal has no Chinese
+        if hasattr(file, "reconfigure"):
+            file.reconfigure(errors="replace")
     try:
         args.run(args)
+        sys.stdout.flush()  # here, where a reader that has gone is no error
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

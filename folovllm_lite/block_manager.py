@@ -95,6 +95,7 @@ class BlockManager:
     def can_grow(self, seq: Sequence, num_tokens: int, hits: list[int] = ()) -> bool:
         """Whether `grow` to `num_tokens` would succeed, after `adopt` of `hits`."""
         missing = self.blocks_for(num_tokens) - len(seq.block_ids) - len(hits)
+        missing = max(0, missing)  # a table that is too long is no free block
         idle = sum(self.blocks[i].ref_count == 0 for i in hits)
         return missing + (self._shared(seq) is not None) <= self.num_free - idle
 
@@ -240,6 +241,11 @@ class BlockManager:
             # A neighbour may have computed the same in the same step: the first stays.
             self._found.setdefault(block.digest, seq.block_ids[i])
 
+    def withdraw(self, seq: Sequence) -> None:
+        """Offer the blocks of `seq` to nobody any more: their numbers are no good."""
+        for block_id in seq.block_ids:
+            self._forget(block_id)
+
     # ----- swapping
 
     def can_swap_out(self, seq: Sequence) -> bool:
@@ -247,7 +253,16 @@ class BlockManager:
         return len(seq.block_ids) <= len(self._free_swap)
 
     def swap_out(self, seq: Sequence) -> Moves:
-        """Move `seq` to CPU memory; returns the copies (block, CPU block) to make."""
+        """Move `seq` to CPU memory; returns the copies (block, CPU block) to make.
+
+        Raises:
+            ValueError: if CPU memory has no room; nothing has changed then.
+        """
+        if not self.can_swap_out(seq):
+            raise ValueError(
+                f"{seq.seq_id} has {len(seq.block_ids)} blocks, but only "
+                f"{len(self._free_swap)} are free in CPU memory"
+            )
         host = [self._free_swap.pop() for _ in seq.block_ids]
         copies = list(zip(seq.block_ids, host, strict=True))
         self.release(seq)
@@ -260,8 +275,18 @@ class BlockManager:
         return self.blocks_for(num_tokens) <= self.num_free
 
     def swap_in(self, seq: Sequence) -> Moves:
-        """Move `seq` back; returns the copies (CPU block, block) to make."""
-        host = self._swapped.pop(seq.seq_id)
+        """Move `seq` back; returns the copies (CPU block, block) to make.
+
+        Raises:
+            ValueError: if the pool has too few blocks; nothing has changed then.
+        """
+        host = self._swapped[seq.seq_id]
+        if len(host) > self.num_free:
+            raise ValueError(
+                f"{seq.seq_id} needs {len(host)} blocks, but only {self.num_free} are "
+                "free"
+            )
+        del self._swapped[seq.seq_id]
         seq.block_ids = [self._take() for _ in host]
         self._free_swap += host
         return list(zip(host, seq.block_ids, strict=True))

@@ -5,6 +5,7 @@ for every sequence that has caught up, and hands the tokens to their requests. R
 come and go between any two steps.
 """
 
+import copy
 import itertools
 import math
 import time
@@ -38,7 +39,7 @@ from folovllm_lite.paged import PagedKVCache
 from folovllm_lite.processor import InputProcessor, TokenTexts
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.request import Request, SequenceStatus
-from folovllm_lite.runner import Runner
+from folovllm_lite.runner import Runner, threads_for
 from folovllm_lite.sampler import sample
 from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.scheduler import Scheduler, Step
@@ -49,6 +50,7 @@ Prompt = str | dict | list[int]
 _GIB = 1024**3
 # Tokens of a step unless told otherwise: enough to keep the machine's arithmetic busy.
 _STEP_TOKENS = 2048
+_SCORED_ROWS = 128
 
 
 class LLMEngine:
@@ -127,6 +129,12 @@ class LLMEngine:
         )
         self.tokenizer = ModelLoader(self.model_config).load_tokenizer()
         self.eos_token_ids = eos_token_ids(path, self.tokenizer)
+        vocabulary = self.model.config.vocab_size
+        if any(not 0 <= i < vocabulary for i in self.eos_token_ids):
+            raise ValueError(
+                f"eos_token_ids {self.eos_token_ids} of {path} go beyond the "
+                f"vocabulary of {vocabulary} tokens"
+            )
         self.max_model_len = self._limit(max_model_len)
         self.processor = InputProcessor(
             self.tokenizer, self.model.config.vocab_size, self.max_model_len
@@ -137,8 +145,10 @@ class LLMEngine:
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._build(cache_config, scheduler_config)
         self._states: dict[str, RequestState] = {}
+        self._stepping = False
+        self._to_abort: list[tuple[str, str | None]] = []
         self._arrivals = itertools.count()
-        self._counts = {"steps": 0, "tokens": 0, "preemptions": 0, "prefix_hits": 0}
+        self._counts = {"steps": 0, "tokens": 0, "preemptions": 0}
 
     def _limit(self, wanted: int | None) -> int:
         """Longest sequence: what the user wants, which the model has to support."""
@@ -161,6 +171,11 @@ class LLMEngine:
         swap = self.device.type == "cuda" if mode is None else mode == "swap"
         room = int(cache_config.swap_space * _GIB) if swap else 0
         num_swap_blocks = room // bytes_each
+        if mode == "swap" and not num_swap_blocks:
+            raise ValueError(
+                f"preemption_mode is 'swap', but swap_space {cache_config.swap_space} "
+                f"GiB hold no block of {bytes_each} bytes"
+            )
         num_blocks = cache_config.num_gpu_blocks_override
         if num_blocks is None:
             num_blocks = self._memory(cache_config, size * bytes_each) // bytes_each
@@ -266,10 +281,11 @@ class LLMEngine:
                 f"{params.max_tokens}: {needed} blocks of {self.blocks.block_size} "
                 f"tokens, but the KV cache has {there}"
             )
-        return Request(request_id, text, ids, params, cache_salt=salt)
+        # A copy: what the caller does with theirs later changes nothing here.
+        return Request(request_id, text, ids, copy.deepcopy(params), cache_salt=salt)
 
-    def enqueue(self, request: Request, priority: int = 0) -> None:
-        """Queue a request of `check`."""
+    def enqueue(self, request: Request, priority: int = 0) -> RequestState:
+        """Queue a request of `check`; what is returned changes as it goes on."""
         longest = self.blocks.num_blocks * self.blocks.block_size + 1
         state = RequestState(
             request,
@@ -286,14 +302,24 @@ class LLMEngine:
         first.width = len(state.sequences)
         self._states[request.request_id] = state
         self.scheduler.add(first)
+        return state
 
     def abort_request(self, request_id: str, reason: str | None = None) -> None:
         """Drop a request and free what it holds; an unknown one is fine.
+
+        During a step (from a signal, or when Python drops a stream) it only takes note,
+        and the next step begins with it: a step counts on what it has begun with.
 
         Args:
             request_id: of the request.
             reason: what its outputs say as `stop_reason`.
         """
+        if self._stepping:
+            self._to_abort.append((request_id, reason))
+            return
+        self._abort_now(request_id, reason)
+
+    def _abort_now(self, request_id: str, reason: str | None) -> None:
         state = self._states.pop(request_id, None)
         if state is not None:
             state.abort(reason)
@@ -311,33 +337,67 @@ class LLMEngine:
 
         A request whose logits can't be sampled, or for which memory runs out, ends with
         finish_reason "abort" and the cause as stop_reason; the others go on. Any other
-        error aborts the requests of the step, frees their blocks, and is raised.
+        error aborts the requests of the step, frees their blocks, and is raised. Those
+        that the step was swapping out are aborted too: nobody knows if they arrived.
         """
         return [state.output() for state in self.advance()]
 
     def advance(self) -> list[RequestState]:
         """`step` without the outputs, which cost time as a request grows long."""
-        step = self.scheduler.schedule()
+        while self._to_abort:
+            self.abort_request(*self._to_abort.pop())
+        if self._stepping:
+            raise RuntimeError("a step can't begin inside a step")
+        self._stepping = True
+        try:
+            step = self.scheduler.schedule()
+            with threads_for(step.num_tokens * self.runner.num_parameters):
+                changed = self._compute(step)
+        except BaseException as error:
+            # Bookkeeping was cut short, by Ctrl-C for example: no count is sure now.
+            self._stepping = False
+            self._reset(f"a step was interrupted: {type(error).__name__}")
+            raise
+        self._stepping = False
         self._counts["preemptions"] += step.preempted
+        if isinstance(changed, BaseException):
+            raise changed
+        return changed
+
+    def _compute(self, step: Step) -> list[RequestState] | BaseException:
+        """Run a step and sample; an error of the model is returned, not raised."""
         if not step.work:
             return []
-        states = {work.seq.request_id: None for work in step.work}
-        concerned = [self._states[request_id] for request_id in states]
+        # If the step fails, what it was to move to CPU memory may not be there either.
+        seqs = [*(work.seq for work in step.work), *step.swapped]
+        concerned = {seq.request_id: self._states[seq.request_id] for seq in seqs}
         try:
             hidden = self.runner.run(step)
-            self.scheduler.advance(step)
-            changed = self._sample(step, hidden)
-        except torch.OutOfMemoryError as error:
-            for state in concerned:
-                self.abort_request(state.request.request_id, str(error))
-            return concerned
-        except BaseException:
-            for state in concerned:
-                self.abort_request(state.request.request_id, "the step failed")
-            raise
+        except BaseException as error:
+            for request_id in concerned:
+                self._abort_now(request_id, str(error) or type(error).__name__)
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            return list(concerned.values()) if out_of_memory else error
+        self.scheduler.advance(step)
         self._counts["steps"] += 1
         self._counts["tokens"] += step.num_tokens
-        return changed
+        return self._sample(step, hidden)
+
+    def _reset(self, reason: str) -> None:
+        """Abort everything and begin with an empty pool."""
+        for state in self._states.values():
+            state.abort(reason)
+        self._states.clear()
+        self._to_abort.clear()
+        old = self.blocks
+        self.blocks = BlockManager(
+            old.num_blocks,
+            old.block_size,
+            old.enable_prefix_caching,
+            old.num_swap_blocks,
+        )
+        swap = self.scheduler.swap
+        self.scheduler = Scheduler(self.scheduler_config, self.blocks, swap)
 
     @torch.inference_mode()
     def _sample(self, step: Step, hidden: Tensor) -> list[RequestState]:
@@ -372,8 +432,8 @@ class LLMEngine:
         rows = [state.rows[index] for state, index in targets]
         try:
             chosen = sample(logits, rows, self._generator)
-        except ValueError:
-            return self._drop_bad_rows(logits, targets)
+        except ValueError as error:
+            return self._drop_bad_rows(logits, targets, error)
         token_ids, logprobs = chosen.token_ids.tolist(), chosen.logprobs.tolist()
         changed: dict[str, RequestState] = {}
         for row, (state, index) in enumerate(targets):
@@ -386,7 +446,10 @@ class LLMEngine:
         return list(changed.values())
 
     def _drop_bad_rows(
-        self, logits: Tensor, targets: list[tuple[RequestState, int]]
+        self,
+        logits: Tensor,
+        targets: list[tuple[RequestState, int]],
+        error: ValueError,
     ) -> list[RequestState]:
         """Abort the requests whose logits hold NaN or nothing; sample the others."""
         bad: dict[str, RequestState] = {}
@@ -395,7 +458,11 @@ class LLMEngine:
             if not math.isfinite(best):
                 bad[state.request.request_id] = state
                 reason = f"the logits can't be sampled: their maximum is {best}"
-                self.abort_request(state.request.request_id, reason)
+                for seq in state.sequences:  # nobody may hit the blocks of such a row
+                    self.blocks.withdraw(seq)
+                self._abort_now(state.request.request_id, reason)
+        if not bad:
+            raise error
         good = [
             row
             for row, (state, _) in enumerate(targets)
@@ -419,8 +486,8 @@ class LLMEngine:
         done = len(state.prompt_logprobs) - 1  # rows that were scored before
         last = len(state.request.prompt_token_ids) - 1  # the output's, no longer ours
         rows = hidden[max(0, done - start) : max(0, last - start)]
-        if len(rows):
-            state.score_prompt(self.model.logits(rows))
+        for part in rows.split(_SCORED_ROWS):  # logits of all would fill the memory
+            state.score_prompt(self.model.logits(part))
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and the state of the queues and of the pool."""
@@ -545,13 +612,16 @@ class LLM:
         """
         engine, request_id = self.llm_engine, request.request_id
         queue = self._streams[request_id] = deque()
-        engine.enqueue(request)
+        state, last = engine.enqueue(request), None
         try:
-            while queue or not request.is_finished():
+            while queue or not state.finished:
                 while queue:
-                    yield queue.popleft()
-                if not request.is_finished():
+                    last = queue.popleft()
+                    yield last
+                if not state.finished:
                     self._advance()
+            if last is None or not last.finished:  # aborted from elsewhere
+                yield state.output()
         finally:  # also when the iterator is dropped, or Ctrl-C comes
             engine.abort_request(request_id)
             del self._streams[request_id]
@@ -588,29 +658,35 @@ class LLM:
     def _run(self, requests: list[Request], use_tqdm: bool) -> list[RequestOutput]:
         """Serve requests to the end, all at once; outputs in their order."""
         engine = self.llm_engine
-        done: dict[str, RequestOutput] = {}
-        wanted = {request.request_id for request in requests}
+        states: list[RequestState] = []
+        open_ids: set[str] = set()
         tokens, began = 0, time.perf_counter()
         # Left out unless it is True: any value given here would overrule TQDM_DISABLE.
         quiet = {} if use_tqdm and len(requests) > 1 else {"disable": True}
         try:
             with tqdm(total=len(requests), desc="prompts", **quiet) as bar:
                 for request in requests:
-                    engine.enqueue(request)
-                while len(done) < len(requests):
-                    for state in self._advance():
-                        request_id = state.request.request_id
-                        if not state.finished or request_id not in wanted:
+                    states.append(engine.enqueue(request))
+                    open_ids.add(request.request_id)
+                while open_ids:
+                    # Nothing changed: what is left was aborted from elsewhere.
+                    for state in self._advance() or states:
+                        if (
+                            not state.finished
+                            or state.request.request_id not in open_ids
+                        ):
                             continue
-                        done[request_id] = output = state.output()
-                        tokens += sum(len(each.token_ids) for each in output.outputs)
+                        open_ids.remove(state.request.request_id)
+                        tokens += sum(
+                            len(builder.token_ids) for builder in state.builders
+                        )
                         speed = tokens / (time.perf_counter() - began)
                         bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
                         bar.update()
         finally:  # whatever ends this early leaves an empty engine behind
-            for request_id in wanted - done.keys():
+            for request_id in open_ids:
                 engine.abort_request(request_id)
-        return [done[request.request_id] for request in requests]
+        return [state.output() for state in states]
 
 
 def _as_list(prompts: Prompt | list[Prompt]) -> list[Prompt]:

@@ -86,7 +86,9 @@ class RequestState:
         params, prompt = request.sampling_params, request.prompt_token_ids
         self.request = request
         self.sequences = request.get_seqs()
-        self.max_tokens = params.max_tokens or max_model_len - len(prompt)
+        self.max_tokens = params.max_tokens
+        if self.max_tokens is None:
+            self.max_tokens = max_model_len - len(prompt)
         self.metrics = RequestMetrics(arrival_time=request.arrival_time)
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = (
             None if params.prompt_logprobs is None else [None]

@@ -75,13 +75,16 @@ def read_config(path: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory."""
     file = path / "config.json"
     try:
-        return json.loads(file.read_text())
+        config = json.loads(file.read_text())
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is no checkpoint: it has no config.json"
         ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold an object, got {config!r}")
+    return config
 
 
 def checkpoint_dtype(hf_config: dict[str, Any]) -> torch.dtype:
@@ -307,8 +310,14 @@ class ModelLoader:
         """
         from transformers import AutoTokenizer
 
+        path = resolve_checkpoint(self.model_config.tokenizer)
+        known = ("tokenizer.json", "tokenizer.model", "vocab.json")
+        if not any((path / file).is_file() for file in known):
+            raise FileNotFoundError(
+                f"{path} holds no tokenizer: none of {', '.join(known)}"
+            )
         tokenizer = AutoTokenizer.from_pretrained(
-            resolve_checkpoint(self.model_config.tokenizer),
+            path,
             use_fast=self.model_config.tokenizer_mode == "auto",
             trust_remote_code=self.model_config.trust_remote_code,
             padding_side="left",

@@ -1,9 +1,8 @@
 """Keys and values in blocks, and attention over them.
 
 The pool is one tensor for keys and one for values. A step's context knows, for each of
-its tokens, the slot that it is stored in, and for each sequence the slots of its past.
-It
-knows no sequences, requests or block tables as objects: the runner gives it numbers.
+its tokens, the slot that it is stored in, and for each sequence the blocks of its past.
+It knows no sequences and no requests: the runner gives it numbers.
 """
 
 from dataclasses import dataclass
@@ -37,25 +36,74 @@ class PagedKVCache:
         device: str | torch.device = "cpu",
         num_swap_blocks: int = 0,
     ):
-        self.block_size = block_size
-        tail = (block_size, config.num_kv_heads, config.head_dim)
-        # keys and values as one tensor, so that a block is moved with one operation:
-        # [2, L, B, S, Hkv, D]
-        self.pool = torch.empty(
-            (2, config.num_layers, num_blocks, *tail), dtype=dtype, device=device
-        )
-        self.swap = torch.empty(
-            (2, config.num_layers, num_swap_blocks, *tail), dtype=dtype
-        )
-        # Per layer and slot, without the blocks: [L][B * S, Hkv, D]
-        self.keys = [layer.flatten(0, 1) for layer in self.pool[0]]
-        self.values = [layer.flatten(0, 1) for layer in self.pool[1]]
+        self.block_size, self.num_kv_heads = block_size, config.num_kv_heads
+        # Heads before tokens, so that blocks of one head, side by side, are what the
+        # attention kernel reads: [L, B, Hkv, S, D], for keys and for values.
+        tail = (config.num_kv_heads, block_size, config.head_dim)
+        shape = (2, config.num_layers, num_blocks, *tail)
+        self.pool = torch.empty(shape, dtype=dtype, device=device)
+        shape = (2, config.num_layers, num_swap_blocks, *tail)
+        self.swap = torch.empty(shape, dtype=dtype)
+        # The same memory per kind and layer, to write tokens, [B * Hkv * S, D], and to
+        # read blocks, [B * Hkv, S * D].
+        layers = [list(kind) for kind in self.pool]
+        self._written = [[x.flatten(0, 2) for x in kind] for kind in layers]
+        self._read = [[x.flatten(0, 1).flatten(1) for x in kind] for kind in layers]
+        self._heads = torch.arange(config.num_kv_heads, device=device)
+        # Where gathered blocks go, made when needed. A fresh tensor for each layer cost
+        # more than the copy: pages that the system has to hand out, and to zero, first.
+        self._gathered = self.pool.new_empty((2, 0, block_size * config.head_dim))
 
     @staticmethod
     def block_bytes(config: Qwen3Config, block_size: int, dtype: torch.dtype) -> int:
         """Bytes of one block: keys and values of all layers."""
         per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
         return per_token * block_size * dtype.itemsize
+
+    def rows(self, blocks: Tensor) -> Tensor:
+        """Rows [..., Hkv, B] of `gather` for blocks [..., B]."""
+        heads = self._heads[:, None]
+        return torch.add(heads, blocks.unsqueeze(-2), alpha=self.num_kv_heads)
+
+    def gather(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [..., Hkv, B * S, D] of rows [..., Hkv, B].
+
+        They stand in memory that the next call writes over.
+        """
+        count = rows.numel()
+        if count > self._gathered.shape[1]:
+            shape = (2, 2 * count, self._gathered.shape[2])
+            self._gathered = self.pool.new_empty(shape)
+        D = self.pool.shape[-1]
+        found = []
+        for kind in (0, 1):
+            out = self._gathered[kind, :count]
+            torch.index_select(self._read[kind][layer], 0, rows.flatten(), out=out)
+            found.append(out.view(*rows.shape[:-1], -1, D))
+        return found[0], found[1]
+
+    def store(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
+        """Write k, v [T, Hkv, D] to places [T * Hkv], counted in rows of D numbers."""
+        for kind, x in enumerate((k, v)):
+            rows = x.flatten(0, 1)  # [T, Hkv, D] -> [T * Hkv, D]
+            self._written[kind][layer].index_copy_(0, places, rows)
+
+    def places(self, slots: Tensor) -> Tensor:
+        """Where `store` puts the heads of tokens in `slots` [T]: [T * Hkv]."""
+        S, Hkv = self.block_size, self.num_kv_heads
+        slots = slots[:, None]
+        # (block * Hkv + head) * S + offset, where slot is block * S + offset
+        past = torch.add(slots, slots // S, alpha=(Hkv - 1) * S)
+        return torch.add(past, self._heads, alpha=S).flatten()
+
+    def clear(self, block_ids: list[int]) -> None:
+        """Set blocks to 0.
+
+        The end of a sequence's last block is read like the rest and weighs 0; but what
+        an earlier owner left there may be NaN, and 0 times NaN is NaN.
+        """
+        if block_ids:
+            self.pool[:, :, block_ids] = 0
 
     def move(self, swap_out: Moves, swap_in: Moves, copies: Moves) -> None:
         """Carry out the moves of a step, in this order.
@@ -77,13 +125,16 @@ class Segment:
     """A sequence with several tokens in the step: rows [first, last) of the packed T.
 
     Args:
-        first, last: its rows.
-        slots: [S] int64, of its tokens from position 0 to the last of these rows.
+        first: its first row.
+        last: one past its last.
+        end: how many tokens of it there are, the step's included.
+        blocks: [B] int64, the blocks that hold them.
     """
 
     first: int
     last: int
-    slots: Tensor
+    end: int
+    blocks: Tensor
 
 
 class PagedContext:
@@ -92,11 +143,10 @@ class PagedContext:
     Args:
         cache: the pool.
         positions: [T] int64, place of each token in its sequence.
-        slots: [T] int64, where each token is stored.
-        past: [N, S] int64, the slots of the N decoding rows' sequences. A row shorter
-            than the longest repeats its own last slot, and never names another's: a
-            masked weight of 0 times a stranger's NaN would be NaN.
-        lengths: [N] int64, how many of them are real.
+        slots: [T] int64, where each token is stored: block * block_size + offset.
+        tables: [N, B] int64, the blocks of the decoding rows' sequences; a row shorter
+            than the longest repeats its own last block, never another's.
+        longest: tokens of the longest of them, the step's included.
         segments: the other sequences.
     """
 
@@ -105,58 +155,57 @@ class PagedContext:
         cache: PagedKVCache,
         positions: Tensor,
         slots: Tensor,
-        past: Tensor,
-        lengths: Tensor,
+        tables: Tensor,
+        longest: int,
         segments: list[Segment],
     ):
         self.positions = positions
-        self._cache, self._slots = cache, slots
-        self._past, self._segments = past, segments
-        N, S = past.shape
-        columns = torch.arange(S, device=past.device)
-        keep = columns < lengths[:, None]  # [N, S]
-        self._mask = None if N == 1 else keep[:, None, None]  # [N, 1, 1, S]
+        self._cache, self._segments = cache, segments
+        self._places = cache.places(slots)
+        self._rows = cache.rows(tables)  # [N, Hkv, B]
+        self._longest, self._mask = longest, None
+        if len(tables) > 1:
+            columns = torch.arange(
+                tables.shape[1] * cache.block_size, device=positions.device
+            )
+            seen = columns <= positions[: len(tables), None]  # [N, S]
+            self._mask = seen[:, None, None]  # [N, 1, 1, S]
         self._masks = [self._mask_of(segment) for segment in segments]
 
     def _mask_of(self, segment: Segment) -> Tensor | None:
         """None for a segment that begins its sequence: plain causal attention."""
-        if len(segment.slots) == segment.last - segment.first:
+        if segment.end == segment.last - segment.first:
             return None
-        columns = torch.arange(len(segment.slots), device=self.positions.device)
+        columns = torch.arange(segment.end, device=self.positions.device)
         rows = self.positions[segment.first : segment.last]
         return columns <= rows[:, None]  # [rows, S]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v in their slots, then attend; q [T, Hq, D] -> [T, Hq, D]."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys.index_copy_(0, self._slots, k)
-        values.index_copy_(0, self._slots, v)
-        N, S = self._past.shape
+        self._cache.store(layer, self._places, k, v)
+        N, Hkv, D = len(self._rows), *k.shape[1:]
         parts = []
         if N:
-            Hkv, D = k.shape[1:]
+            ks, vs = self._cache.gather(layer, self._rows)  # [N, Hkv, S, D]
+            if N == 1:  # nobody is longer, so the end needs no mask: it is cut off
+                ks, vs = ks[:, :, : self._longest], vs[:, :, : self._longest]
             # The queries that share a key/value head take the place of positions: one
             # batch of [group, D] times [D, S], and each key is read once.
-            past = self._past.flatten()
             out = F.scaled_dot_product_attention(
-                q[:N].view(N, Hkv, -1, D),
-                keys.index_select(0, past).view(N, S, Hkv, D).transpose(1, 2),
-                values.index_select(0, past).view(N, S, Hkv, D).transpose(1, 2),
-                attn_mask=self._mask,
+                q[:N].unflatten(1, (Hkv, -1)), ks, vs, attn_mask=self._mask
             )  # [N, Hkv, group, D]
             parts.append(out.reshape(N, -1, D))
         for segment, mask in zip(self._segments, self._masks, strict=True):
             rows = slice(segment.first, segment.last)
             if mask is None:
-                ks, vs = k[rows], v[rows]
+                ks, vs = k[rows].transpose(0, 1), v[rows].transpose(0, 1)
             else:
-                ks, vs = keys[segment.slots], values[segment.slots]
+                found = self._cache.gather(layer, self._cache.rows(segment.blocks))
+                ks, vs = (x[:, : segment.end] for x in found)  # [Hkv, S, D]
             out = F.scaled_dot_product_attention(
-                q[rows]
-                .transpose(0, 1)
-                .unsqueeze(0),  # [rows, Hq, D] -> [1, Hq, rows, D]
-                ks.transpose(0, 1).unsqueeze(0),
-                vs.transpose(0, 1).unsqueeze(0),
+                q[rows].transpose(0, 1).unsqueeze(0),  # [1, Hq, rows, D]
+                ks.unsqueeze(0),
+                vs.unsqueeze(0),
                 attn_mask=mask,
                 is_causal=mask is None,
                 enable_gqa=True,

@@ -6,6 +6,8 @@ and never shows what a stop string takes back later. Neither knows of models or 
 """
 
 import codecs
+import json
+import re
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +46,8 @@ class InputProcessor:
                 numbers.
         """
         text, ids = self._read(prompt)
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"prompt must be a string, got {text!r}")
         if not ids:
             raise ValueError("the prompt is empty: it needs at least one token")
         wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
@@ -81,11 +85,20 @@ class InputProcessor:
         if isinstance(prompt, dict) and prompt.keys() <= _PROMPT_KEYS:
             salt = prompt.get("cache_salt")
             if salt is not None and (not isinstance(salt, str) or not salt):
-                raise TypeError(f"cache_salt must be a string, got {salt!r}")
+                raise TypeError(
+                    f"cache_salt must be a string that is not empty, got {salt!r}"
+                )
             if "prompt_token_ids" in prompt:
                 return prompt.get("prompt"), self._ids(prompt["prompt_token_ids"])
             prompt = prompt.get("prompt")
         if isinstance(prompt, str):
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"the prompt is no valid text: character {error.start} is "
+                    f"{prompt[error.start]!r}, half of a surrogate pair"
+                ) from None
             return prompt, list(self.tokenizer.encode(prompt))
         if isinstance(prompt, list | tuple):
             return None, self._ids(prompt)
@@ -118,8 +131,9 @@ class InputProcessor:
                     "a message is {'role': 'user', 'content': 'text'}, "
                     f"got {message!r}"
                 )
-            if not isinstance(message["content"], str):
-                raise TypeError(f"content must be a string, got {message['content']!r}")
+            for name in ("role", "content"):
+                if not isinstance(message[name], str):
+                    raise TypeError(f"{name} must be a string, got {message[name]!r}")
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError("the tokenizer of this model has no chat template")
         text = self.tokenizer.apply_chat_template(
@@ -151,17 +165,32 @@ class TokenTexts:
         self._decoded: dict[int, str] = {}
 
     @cached_property
-    def byte_level(self) -> bool:
-        """Whether tokens spell bytes, as in Qwen, Llama 3 and the embedded model."""
+    def spelling(self) -> str | None:
+        """How tokens spell bytes, or None if they can't be read one by one.
+
+        "ByteLevel" is Qwen's, Llama 3's and the embedded model's, "ByteFallback" that
+        of Llama 2: a token like <0xE4> for a byte, and for everything else its text.
+        """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        return type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
+        kind = type(getattr(backend, "decoder", None)).__name__
+        if kind != "Sequence":
+            return "ByteLevel" if kind == "ByteLevel" else None
+        decoder = json.loads(backend.to_str())["decoder"]
+        parts = {part["type"] for part in decoder["decoders"]}
+        known = {"Replace", "ByteFallback", "Fuse", "Strip"}
+        return "ByteFallback" if "ByteFallback" in parts <= known else None
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The bytes of a token; only for byte-level tokenizers."""
+        """The bytes of a token; only for tokenizers with a `spelling`."""
         found = self._bytes.get(token_id)
         if found is None:
             token = self.tokenizer.convert_ids_to_tokens(token_id) or ""
-            if all(char in _ALPHABET for char in token):
+            byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+            if self.spelling == "ByteFallback" and byte:
+                found = bytes([int(byte[1], 16)])
+            elif self.spelling == "ByteFallback":
+                found = token.replace("\u2581", " ").encode()
+            elif all(char in _ALPHABET for char in token):
                 found = bytes(_ALPHABET[char] for char in token)
             else:  # an added token is plain text
                 found = token.encode()
@@ -180,7 +209,7 @@ _ALPHABET = _byte_alphabet()
 
 
 class ByteDetokenizer:
-    """Text of a growing list of byte-level tokens, exact at every step.
+    """Text of a growing list of tokens that spell bytes, exact at every step.
 
     A token may hold half a character. UTF-8 says itself how many bytes a character
     still needs, so an incremental decoder knows when to wait. Waiting "while the text
@@ -299,7 +328,7 @@ class OutputBuilder:
         skip = params.skip_special_tokens
         self._detokenizer = (
             ByteDetokenizer(texts, prompt_token_ids, skip)
-            if texts.byte_level
+            if texts.spelling
             else WindowDetokenizer(
                 texts, prompt_token_ids, skip, params.spaces_between_special_tokens
             )

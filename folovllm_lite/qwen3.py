@@ -71,7 +71,10 @@ class Qwen3Config:
             ValueError: naming what this model doesn't build: another architecture, rope
                 type, activation, or layers with a sliding window.
         """
-        architecture = (hf.get("architectures") or ["none"])[0]
+        architectures = hf.get("architectures") or ["none"]
+        if not isinstance(architectures, list):
+            raise ValueError(f"architectures must be a list, got {architectures!r}")
+        architecture = architectures[0]
         if architecture not in _FAMILIES:
             raise ValueError(
                 f"architecture {architecture} is not supported; "
@@ -105,6 +108,9 @@ class Qwen3Config:
         missing = [name for name in _REQUIRED if hf.get(name) is None]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
+        for name in _REQUIRED:
+            if type(hf[name]) is not int or not 0 < hf[name] < 2**31:
+                raise ValueError(f"{name} must be a positive int, got {hf[name]!r}")
         heads = hf["num_attention_heads"]
         kv_heads = hf.get("num_key_value_heads") or heads
         if heads % kv_heads:
@@ -198,6 +204,52 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
+def stack(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of several layers as one; theirs become views of it.
+
+    Layers that read the same x are then one matrix product instead of several, while
+    each keeps its name and its weight, and memory holds the weights once. vLLM does the
+    same by loading q, k and v into one `qkv_proj`.
+    """
+    rows = [linear.out_features for linear in linears]
+    weight = torch.cat([linear.weight for linear in linears])
+    for linear, part in zip(linears, weight.split(rows), strict=True):
+        linear.weight = nn.Parameter(part, requires_grad=False)
+    if linears[0].bias is None:
+        return weight, None
+    bias = torch.cat([linear.bias for linear in linears])
+    for linear, part in zip(linears, bias.split(rows), strict=True):
+        linear.bias = nn.Parameter(part, requires_grad=False)
+    return weight, bias
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019).
+
+    rms is sqrt(mean of squares + eps), and that is hypot(|x|, sqrt(n eps)) / sqrt(n).
+    On a CPU in float32 these are four operations where PyTorch's own norm takes ten,
+    which for one token are half of its time. Elsewhere PyTorch's is as fast or, in low
+    precision, the right one: it computes in float32.
+    """
+
+    _prepared: tuple[Tensor, Tensor] | None = None
+
+    def fuse(self) -> None:
+        """Compute what depends on the weight alone; for inference only."""
+        weight, n = self.weight, self.weight.shape[-1]
+        if weight.dtype == torch.float32 and weight.device.type == "cpu":
+            floor = torch.tensor(math.sqrt(n * self.eps))
+            self._prepared = floor, weight * math.sqrt(n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., n] to the same shape."""
+        if self._prepared is None:  # the weight apart: it may have a row for each head
+            return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.weight
+        floor, scale = self._prepared
+        length = torch.linalg.vector_norm(x, 2, -1, True)
+        return x / torch.hypot(length, floor) * scale
+
+
 class Attention(nn.Module):
     """Grouped-query attention with RoPE; RMSNorm on q and k where the family has it."""
 
@@ -205,25 +257,55 @@ class Attention(nn.Module):
         super().__init__()
         E, D = config.hidden_size, config.head_dim
         self.layer, self.D, self.eps = layer, D, config.rms_norm_eps
+        self.heads = (config.num_heads + config.num_kv_heads, config.num_kv_heads)
         self.q_proj = nn.Linear(E, config.num_heads * D, config.qkv_bias)
         self.k_proj = nn.Linear(E, config.num_kv_heads * D, config.qkv_bias)
         self.v_proj = nn.Linear(E, config.num_kv_heads * D, config.qkv_bias)
         self.o_proj = nn.Linear(config.num_heads * D, E, config.o_bias)
-        self.q_norm = nn.RMSNorm(D, self.eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(D, self.eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(D, self.eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(D, self.eps) if config.qk_norm else None
+        self.fused: tuple[Tensor, Tensor | None] | None = None
+        self.qk_norm: list[
+            RMSNorm
+        ] = []  # in a list, so that it is no part of the model
+
+    def fuse(self) -> None:
+        """Make q, k and v one product, and the two norms one; for inference only."""
+        self.fused = stack(self.q_proj, self.k_proj, self.v_proj)
+        if self.q_norm is not None:
+            both = RMSNorm(self.D, self.eps)
+            kv = self.heads[1]
+            weights = [self.q_norm.weight] * (self.heads[0] - kv)
+            weights += [self.k_norm.weight] * kv
+            both.weight = nn.Parameter(torch.stack(weights), False)  # [Hq + Hkv, D]
+            both.fuse()
+            self.qk_norm = [both]
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext
     ) -> Tensor:
         """Map x [T, E] to [T, E]: what attention adds to the residual stream."""
+        qk, v = self.fused_qkv(x) if self.fused else self.plain_qkv(x)
+        q, k = rotate(qk, cos, sin).tensor_split([-self.heads[1]], 1)
+        out = ctx.attend(self.layer, q, k, v)  # [T, Hq, D]
+        return self.o_proj(out.flatten(1))  # [T, Hq * D] -> [T, E]
+
+    def plain_qkv(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x [T, E] to q and k, normalised, [T, Hq + Hkv, D], and v [T, Hkv, D]."""
         q = self.q_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hq, D]
         k = self.k_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hkv, D]
         v = self.v_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hkv, D]
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out = ctx.attend(self.layer, q, k, v)  # [T, Hq, D]
-        return self.o_proj(out.flatten(1))  # [T, Hq * D] -> [T, E]
+        return torch.cat((q, k), 1), v
+
+    def fused_qkv(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the same with one product and one norm."""
+        qkv = F.linear(x, *self.fused).unflatten(-1, (-1, self.D))
+        qk, v = qkv.split(self.heads, 1)
+        for norm in self.qk_norm:
+            qk = norm(qk)
+        return qk, v
 
 
 class MLP(nn.Module):
@@ -235,10 +317,19 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(E, hidden, bias)
         self.up_proj = nn.Linear(E, hidden, bias)
         self.down_proj = nn.Linear(hidden, E, bias)
+        self.fused: tuple[Tensor, Tensor | None] | None = None
+
+    def fuse(self) -> None:
+        """Make gate and up one product; for inference only."""
+        self.fused = stack(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [T, E] to [T, E]: what the MLP adds to the residual stream."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # [T, E]
+        if self.fused:
+            gate, up = F.linear(x, *self.fused).chunk(2, -1)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(F.silu(gate) * up)  # [T, E]
 
 
 class Layer(nn.Module):
@@ -248,10 +339,8 @@ class Layer(nn.Module):
         super().__init__()
         self.self_attn = Attention(config, layer)
         self.mlp = MLP(config)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(
-            config.hidden_size, config.rms_norm_eps
-        )
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext
@@ -268,7 +357,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Qwen3(nn.Module):
@@ -304,12 +393,15 @@ class Qwen3(nn.Module):
     def _rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cos and sin [T, 1, D] of the positions [T], the sign of `rotate` included."""
         if self._frequencies is None or self._frequencies.device != positions.device:
-            frequencies, self._scale = rope_frequencies(self.config)
-            self._frequencies = frequencies.to(positions.device)
+            half, self._scale = rope_frequencies(self.config)
+            # Both halves turn alike; a negative frequency has a negative sine.
+            self._frequencies = torch.cat((-half, half)).to(positions.device)
         # In float32 whatever the weights are: bfloat16 can't count past 256.
-        angles = positions[:, None, None].float() * self._frequencies  # [T, 1, D / 2]
-        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
-        return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+        angles = positions[:, None, None] * self._frequencies  # [T, 1, D]
+        cos, sin = angles.cos(), angles.sin()
+        if self._scale != 1:
+            cos, sin = cos * self._scale, sin * self._scale
+        return cos.to(dtype), sin.to(dtype)
 
     @classmethod
     def from_pretrained(
@@ -337,4 +429,7 @@ class Qwen3(nn.Module):
         if model.config.tie_word_embeddings:  # to_empty gave each its own storage
             model.lm_head.weight = model.model.embed_tokens.weight
         load_weights(model, path)
+        for module in model.modules():
+            if isinstance(module, RMSNorm | Attention | MLP):
+                module.fuse()
         return model.requires_grad_(False).eval()

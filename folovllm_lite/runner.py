@@ -4,12 +4,36 @@ The scheduler speaks of sequences and counts, the model of packed tokens and a c
 Between the two stands this module, and it keeps no state but the model and the pool.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from folovllm_lite.paged import PagedContext, PagedKVCache, Segment
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.scheduler import Step, Work
+
+# Below so many multiplications a step is over before a second thread has woken up.
+_SMALL_STEP = 25_000_000
+
+
+@contextmanager
+def threads_for(multiplications: int) -> Iterator[None]:
+    """One thread for a small step, as many as before for any other.
+
+    Threads wait for each other after every operation. For the embedded model and one
+    token that takes longer than the operation, the more so the more cores there are.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or multiplications > _SMALL_STEP:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Runner:
@@ -23,6 +47,7 @@ class Runner:
     def __init__(self, model: Qwen3, cache: PagedKVCache):
         self.model = model
         self.cache = cache
+        self.num_parameters = sum(p.numel() for p in model.parameters())
         self._device = model.lm_head.weight.device
 
     @torch.inference_mode()
@@ -31,7 +56,16 @@ class Runner:
 
         The work is put in order here: rows that add one token come first.
         """
-        self.cache.move(step.swap_out, step.swap_in, step.copies)
+        cache, size = self.cache, self.cache.block_size
+        cache.move(step.swap_out, step.swap_in, step.copies)
+        # Blocks that begin in this step and are not filled by it.
+        cache.clear(
+            [
+                work.seq.block_ids[-1]
+                for work in step.work
+                if work.end % size and work.start <= work.end // size * size
+            ]
+        )
         step.work.sort(key=lambda work: work.count > 1)
         token_ids = [
             token_id
@@ -44,37 +78,34 @@ class Runner:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
 
     def _context(self, work: list[Work]) -> PagedContext:
+        size = self.cache.block_size
+        positions, slots = [], []
+        for each in work:
+            blocks = each.seq.block_ids
+            positions += range(each.start, each.end)
+            slots += [
+                blocks[i // size] * size + i % size for i in range(each.start, each.end)
+            ]
         singles = [each for each in work if each.count == 1]
         segments, first = [], len(singles)
         for each in work[first:]:
-            slots = self._slots(self._tensor([each.seq.block_ids]), [each.end])[0]
-            segments.append(Segment(first, first + each.count, slots))
-            first += each.count
-        past = self._slots(self._tables(singles), [each.end for each in singles])
-        lengths = self._tensor([each.end for each in singles])
-        positions = [lengths - 1]
-        slots = [past.gather(1, lengths[:, None] - 1)[:, 0]] if singles else []
-        for each, segment in zip(work[len(singles) :], segments, strict=True):
-            positions.append(torch.arange(each.start, each.end, device=self._device))
-            slots.append(segment.slots[each.start :])
+            last = first + each.count
+            blocks = self._tensor(each.seq.block_ids)
+            segments.append(Segment(first, last, each.end, blocks))
+            first = last
         return PagedContext(
-            self.cache, torch.cat(positions), torch.cat(slots), past, lengths, segments
+            self.cache,
+            self._tensor(positions),
+            self._tensor(slots),
+            self._tables(singles),
+            max((each.end for each in singles), default=0),
+            segments,
         )
 
     def _tables(self, work: list[Work]) -> Tensor:
-        """The block tables [N, B] of some rows, shorter ones filled up with 0."""
-        longest = max((len(each.seq.block_ids) for each in work), default=0)
+        """The block tables [N, B] of some rows, each filled up with its last block."""
+        tables = [each.seq.block_ids for each in work]
+        longest = max(map(len, tables), default=0)
         return self._tensor(
-            [
-                each.seq.block_ids + [0] * (longest - len(each.seq.block_ids))
-                for each in work
-            ]
-        ).view(len(work), longest)
-
-    def _slots(self, tables: Tensor, lengths: list[int]) -> Tensor:
-        """Slots [N, S] of the tokens 0 to S - 1; beyond a row's length its last one."""
-        size = self.cache.block_size
-        longest = max(lengths, default=0)
-        columns = torch.arange(longest, device=self._device)  # [S]
-        places = columns.minimum(self._tensor(lengths)[:, None] - 1)  # [N, S]
-        return tables.gather(1, places // size) * size + places % size
+            [blocks + blocks[-1:] * (longest - len(blocks)) for blocks in tables]
+        ).view(len(tables), longest)

@@ -106,7 +106,8 @@ def filter_logits(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
     min_p = [0.0 if g else p.min_p for p, g in zip(params, greedy, strict=True)]
     if any(min_p):
         logits = apply_min_p(logits, column(min_p))
-    top_k = [-1 if g else p.top_k for p, g in zip(params, greedy, strict=True)]
+    V = logits.shape[-1]  # a larger k keeps all as well, and might fit no int64
+    top_k = [-1 if g else min(p.top_k, V) for p, g in zip(params, greedy, strict=True)]
     top_p = [1.0 if g else p.top_p for p, g in zip(params, greedy, strict=True)]
     if any(k != -1 for k in top_k):
         logits = apply_top_k(logits, column(top_k))

@@ -38,6 +38,7 @@ class Step:
     work: list[Work] = field(default_factory=list)
     swap_out: Moves = field(default_factory=list)  # (block, CPU block)
     swap_in: Moves = field(default_factory=list)  # (CPU block, block)
+    swapped: list[Sequence] = field(default_factory=list)  # those that go out
     preempted: int = 0
 
     @property
@@ -160,6 +161,7 @@ class Scheduler:
         # yet.
         if self.swap and not undone and self.blocks.can_swap_out(seq):
             step.swap_out += self.blocks.swap_out(seq)
+            step.swapped.append(seq)
             seq.move_to(SequenceStatus.SWAPPED)
         else:
             self.blocks.release(seq)

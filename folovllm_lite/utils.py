@@ -43,6 +43,10 @@ def get_device(device: str | torch.device | None = None) -> torch.device:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{device!r} is not a device: try 'cpu' or 'cuda'") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"device {str(chosen)!r} is not supported: try 'cpu' or 'cuda'"
+        )
     if chosen.type == "cuda" and not is_cuda_available():
         raise ValueError(
             f"device {str(chosen)!r} was asked for, but PyTorch {torch.__version__} "

@@ -5,6 +5,7 @@ The package's tests, the notebooks and the exercises all call the same ones:
 a module. Each property is printed with ✓ or ✗; `CheckFailed` comes at the end.
 """
 
+from folovllm_lite.checks.block_manager_suite import block_manager
 from folovllm_lite.checks.config_suite import config
 from folovllm_lite.checks.harness import CheckFailed
 from folovllm_lite.checks.model_loader_suite import model_loader
@@ -12,15 +13,18 @@ from folovllm_lite.checks.outputs_suite import outputs
 from folovllm_lite.checks.request_suite import request
 from folovllm_lite.checks.sampler_suite import sampler
 from folovllm_lite.checks.sampling_params_suite import sampling_params
+from folovllm_lite.checks.scheduler_suite import scheduler
 from folovllm_lite.checks.utils_suite import utils
 
 __all__ = [
     "CheckFailed",
+    "block_manager",
     "config",
     "model_loader",
     "outputs",
     "request",
     "sampler",
     "sampling_params",
+    "scheduler",
     "utils",
 ]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +68,12 @@ def _bad_dtypes(p: SimpleNamespace) -> None:
             ValueError,
             repr(name),
         )
+    expect_error(
+        "ModelConfig('qwen', dtype=torch.int8)",
+        lambda: p.ModelConfig("qwen", dtype=torch.int8),
+        ValueError,
+        "torch.int8",
+    )
 
 
 @_SUITE.property(
@@ -221,21 +227,84 @@ def _preemption(p: SimpleNamespace) -> None:
         )
 
 
+def _parts(p: SimpleNamespace, engine: Any) -> SimpleNamespace:
+    """The classes of an engine's parts: those that its fields are annotated with.
+
+    A notebook's ModelConfig is another class than the package's, and an engine takes
+    only the one that it was written for.
+    """
+    annotated = fields(engine) if is_dataclass(engine) else ()
+    types = {each.name: each.type for each in annotated}
+    kinds = {
+        "ModelConfig": types.get("model_config"),
+        "CacheConfig": types.get("cache_config"),
+        "SchedulerConfig": types.get("scheduler_config"),
+    }
+    return SimpleNamespace(
+        **{
+            name: kind if isinstance(kind, type) else getattr(p, name)
+            for name, kind in kinds.items()
+        }
+    )
+
+
+def _engine(
+    p: SimpleNamespace,
+    engine: Any,
+    length: int | None = None,
+    block_size: int = 16,
+    **scheduler: Any,
+) -> Any:
+    """An `engine` for a model of `length`."""
+    parts = _parts(p, engine)
+    return engine(
+        parts.ModelConfig("folo", max_model_len=length),
+        parts.CacheConfig(block_size=block_size),
+        parts.SchedulerConfig(**scheduler),
+    )
+
+
+@_SUITE.property(
+    "EngineConfig", hint="an annotation checks nothing: ask isinstance for each part"
+)
+def _engine_types(p: SimpleNamespace) -> None:
+    """A part that is no such config is a TypeError that names the part and the kind."""
+    parts = _parts(p, p.EngineConfig)
+    model = parts.ModelConfig("folo")
+    for given, call, words in (
+        (
+            "EngineConfig('folo')",
+            lambda: p.EngineConfig("folo"),
+            ("model_config", "ModelConfig", "'folo'"),
+        ),
+        (
+            "EngineConfig(model, {'block_size': 8})",
+            lambda: p.EngineConfig(model, {"block_size": 8}),
+            ("cache_config", "CacheConfig", "{'block_size': 8}"),
+        ),
+        (
+            "EngineConfig(model, SchedulerConfig())",
+            lambda: p.EngineConfig(model, parts.SchedulerConfig()),
+            ("cache_config", "CacheConfig", "SchedulerConfig("),
+        ),
+        (
+            "EngineConfig(model, scheduler_config=None)",
+            lambda: p.EngineConfig(model, scheduler_config=None),
+            ("scheduler_config", "SchedulerConfig", "None"),
+        ),
+    ):
+        expect_error(given, call, TypeError, *words)
+
+
 @_SUITE.property(
     "EngineConfig", hint="only a scheduler without a length of its own takes one"
 )
 def _sync(p: SimpleNamespace) -> None:
     """EngineConfig hands the model's max_model_len down to the scheduler."""
-    engine = p.EngineConfig(
-        p.ModelConfig("qwen", max_model_len=512), p.CacheConfig(), p.SchedulerConfig()
-    )
+    engine = _engine(p, p.EngineConfig, 512)
     given = "model max_model_len=512, scheduler None"
     expect(given, engine.scheduler_config.max_model_len, 512)
-    engine = p.EngineConfig(
-        p.ModelConfig("qwen", max_model_len=512),
-        p.CacheConfig(),
-        p.SchedulerConfig(max_model_len=100),
-    )
+    engine = _engine(p, p.EngineConfig, 512, max_model_len=100)
     given = "model max_model_len=512, scheduler 100"
     expect(given, engine.scheduler_config.max_model_len, 100)
 
@@ -245,11 +314,7 @@ def _contradiction(p: SimpleNamespace) -> None:
     """A scheduler that allows more than the model is refused, with both numbers."""
     expect_error(
         "model max_model_len=512, scheduler 1024",
-        lambda: p.EngineConfig(
-            p.ModelConfig("qwen", max_model_len=512),
-            p.CacheConfig(),
-            p.SchedulerConfig(max_model_len=1024),
-        ),
+        lambda: _engine(p, p.EngineConfig, 512, max_model_len=1024),
         ValueError,
         "512",
         "1024",
@@ -262,10 +327,11 @@ def _contradiction(p: SimpleNamespace) -> None:
 )
 def _caller(p: SimpleNamespace) -> None:
     """The caller's SchedulerConfig stays as it was, so two engines can share one."""
-    shared = p.SchedulerConfig()
+    parts = _parts(p, p.EngineConfig)
+    shared = parts.SchedulerConfig()
     for length in (512, 64):
-        model = p.ModelConfig("qwen", max_model_len=length)
-        engine = p.EngineConfig(model, p.CacheConfig(), shared)
+        model = parts.ModelConfig("qwen", max_model_len=length)
+        engine = p.EngineConfig(model, parts.CacheConfig(), shared)
         given = f"one SchedulerConfig for a second engine, with max_model_len={length}"
         expect(given, engine.scheduler_config.max_model_len, length)
     if shared.max_model_len is not None:
@@ -291,10 +357,11 @@ def _tried(given: str, call: Callable[[], Any], wanted: Any) -> Any:
 
 def _six_engines(p: SimpleNamespace, letters: str) -> None:
     """Compare the predictions for `letters` with what becomes of the six engines."""
-    shared, short = p.SchedulerConfig(), p.SchedulerConfig(max_model_len=64)
+    parts = _parts(p, p.EngineConfig)
+    shared, short = parts.SchedulerConfig(), parts.SchedulerConfig(max_model_len=64)
 
     def limit(length: int | None) -> Any:
-        return p.ModelConfig("folo", max_model_len=length)
+        return parts.ModelConfig("folo", max_model_len=length)
 
     makers = {
         "a": lambda: p.EngineConfig(limit(256), scheduler_config=shared),
@@ -354,12 +421,7 @@ def _predicted_replace(p: SimpleNamespace) -> None:
 
 def _strict(p: SimpleNamespace, length: int | None, **scheduler: Any) -> Any:
     """The scheduler config of a StrictEngineConfig of a model of `length`."""
-    made = p.StrictEngineConfig(
-        p.ModelConfig("folo", max_model_len=length),
-        p.CacheConfig(),
-        p.SchedulerConfig(**scheduler),
-    )
-    return made.scheduler_config
+    return _engine(p, p.StrictEngineConfig, length, **scheduler).scheduler_config
 
 
 def _allowed(
@@ -448,11 +510,7 @@ def _longest(
     positions: int = 4096,
 ) -> None:
     """Expect `wanted` of `longest_length`; `length` is the model's max_model_len."""
-    config = p.EngineConfig(
-        p.ModelConfig("folo", max_model_len=length),
-        p.CacheConfig(block_size=block_size),
-        p.SchedulerConfig(max_num_seqs=seqs),
-    )
+    config = _engine(p, p.EngineConfig, length, block_size, max_num_seqs=seqs)
     given = (
         f"{blocks} block{'s' * (blocks != 1)} of {block_size} tokens, "
         f"{seqs} text{'s' * (seqs != 1)}, max_model_len {length}, {positions} positions"
@@ -486,11 +544,7 @@ def _length_capped(p: SimpleNamespace) -> None:
     """However large the pool, no other limit is exceeded."""
     for length, positions, wanted in ((None, 30, 30), (20, 30, 20), (50, 30, 30)):
         _longest(p, wanted, 100, 4, 2, length, positions)
-    config = p.EngineConfig(
-        p.ModelConfig("folo", max_model_len=20),
-        p.CacheConfig(block_size=4),
-        p.SchedulerConfig(max_num_seqs=2, max_model_len=10),
-    )
+    config = _engine(p, p.EngineConfig, 20, 4, max_num_seqs=2, max_model_len=10)
     given = "100 blocks, max_model_len 20, the scheduler's 10, 30 positions"
     expect(given, _tried(given, lambda: p.longest_length(100, config, 30), 10), 10)
 
@@ -499,11 +553,7 @@ def _length_capped(p: SimpleNamespace) -> None:
 def _length_refused(p: SimpleNamespace) -> None:
     """A pool with less than a block for each text is refused with both numbers."""
     _longest(p, 4, 3, 4, 3)
-    config = p.EngineConfig(
-        p.ModelConfig("folo"),
-        p.CacheConfig(block_size=4),
-        p.SchedulerConfig(max_num_seqs=7),
-    )
+    config = _engine(p, p.EngineConfig, None, 4, max_num_seqs=7)
     expect_error(
         "5 blocks of 4 tokens, 7 texts",
         lambda: p.longest_length(5, config, 4096),

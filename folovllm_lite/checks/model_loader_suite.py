@@ -601,20 +601,25 @@ def _hf_checkpoint(**tokens: str) -> Iterator[Path]:
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer.save(str(folder / "tokenizer.json"))
         _write(folder, _hf_tensors())
-        with _no_progress_bar():
+        with _quiet():
             yield folder
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Loading these takes no time, and the lines of the checks stay together."""
+def _quiet() -> Iterator[None]:
+    """Loading these takes no time, and the lines of the checks stay together.
+
+    `transformers`' report on what it didn't load stays away too.
+    """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -664,6 +669,28 @@ def _hf_model(p: SimpleNamespace) -> None:
             expect(f"{given}: model.training", model.training, False)
             wanted = {n: t.to(dtype) for n, t in _hf_tensors().items()}
             _expect_loaded(given, model, wanted)
+
+
+@_SUITE.property(
+    "ModelLoader",
+    hint="from_pretrained knows what it didn't load: which argument makes it tell you?",
+)
+def _hf_strict(p: SimpleNamespace) -> None:
+    """The model is loaded as strictly: a missing or unexpected tensor is a ValueError
+    that names it, and all of them stand in it.
+    """
+    norm, other = "model.norm.weight", "model.norm.scale"
+    for given, without, extra, words in (
+        (f"no {norm}", [norm], [], ["missing", norm]),
+        (f"{other} too", [], [other], ["unexpected", other]),
+        (f"{norm} is called {other}", [norm], [other], [norm, other]),
+    ):
+        with _hf_checkpoint() as folder:
+            tensors = {n: t for n, t in _hf_tensors().items() if n not in without}
+            _write(folder, {**tensors, **{name: _numbers(4) for name in extra}})
+            loader = p.ModelLoader(ModelConfig(str(folder)))
+            call = lambda loader=loader: type(loader.load_model("cpu"))  # noqa: E731
+            expect_error(given, call, ValueError, *words)
 
 
 @_SUITE.property("ModelLoader", hint="keep the answer on the loader, not on the config")

@@ -200,24 +200,24 @@ def test_temperature_top_k_top_p_min_p_narrow_the_choice(llm):
     assert tokens(llm, max_tokens=8, seed=2) != greedy
 
 
-def test_penalties_change_the_course(embedded_llm):
-    prompt = "Tom has a red ball."
-    plain = tokens(embedded_llm, prompt, temperature=0, max_tokens=30, ignore_eos=True)
+def test_penalties_change_the_course(llm):
+    prompt = "Once"
+    plain = tokens(llm, prompt, temperature=0, max_tokens=30, ignore_eos=True)
     assert len(set(plain)) < len(plain)
     never_twice = tokens(
-        embedded_llm,
+        llm,
         prompt,
         temperature=0,
         max_tokens=30,
         ignore_eos=True,
         repetition_penalty=1e6,
     )
-    ids = embedded_llm.get_tokenizer().encode(prompt)
+    ids = llm.get_tokenizer().encode(prompt)
     assert len(set(never_twice)) == 30 and not set(never_twice) & set(ids)
     for name in ("presence_penalty", "frequency_penalty"):
         assert (
             tokens(
-                embedded_llm,
+                llm,
                 prompt,
                 temperature=0,
                 max_tokens=30,

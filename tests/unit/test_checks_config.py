@@ -163,6 +163,102 @@ def test_later_fields_are_judged_too(name, mutant, capsys):
     assert rejected(checks.config, name, mutant, capsys).count("✗") == 1
 
 
+# ----- the parts of an engine
+
+
+def _engine(check):
+    @dataclasses.dataclass
+    class Mutant(EngineConfig):
+        __post_init__ = check
+
+    Mutant.__name__ = check.__name__
+    return Mutant
+
+
+@_engine
+def any_part_is_fine(self):
+    model_len = self.model_config and getattr(self.model_config, "max_model_len", None)
+    given = self.scheduler_config
+    scheduler_len = getattr(given, "max_model_len", None)
+    if isinstance(given, SchedulerConfig) and scheduler_len is None:
+        self.scheduler_config = dataclasses.replace(given, max_model_len=model_len)
+    elif model_len is not None and scheduler_len is not None:
+        if scheduler_len > model_len:
+            raise ValueError(f"{scheduler_len} is more than {model_len}")
+
+
+@_engine
+def the_cache_is_not_looked_at(self):
+    cache, self.cache_config = self.cache_config, CacheConfig()
+    EngineConfig.__post_init__(self)
+    self.cache_config = cache
+
+
+@_engine
+def a_dict_is_taken_for_its_config(self):
+    if isinstance(self.cache_config, dict):
+        self.cache_config = CacheConfig(**self.cache_config)
+    EngineConfig.__post_init__(self)
+
+
+@_engine
+def no_scheduler_is_the_default(self):
+    self.scheduler_config = self.scheduler_config or SchedulerConfig()
+    EngineConfig.__post_init__(self)
+
+
+@_engine
+def the_part_fails_when_it_is_read(self):
+    try:
+        EngineConfig.__post_init__(self)
+    except TypeError:
+        self.model_config.max_model_len = self.scheduler_config.max_model_len  # as was
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        any_part_is_fine,
+        the_cache_is_not_looked_at,
+        a_dict_is_taken_for_its_config,
+        no_scheduler_is_the_default,
+        the_part_fails_when_it_is_read,
+    ],
+    ids=lambda mutant: mutant.__name__,
+)
+def test_a_part_that_is_no_config_is_noticed(mutant, capsys):
+    out = rejected(checks.config, "EngineConfig", mutant, capsys)
+    assert "✗ A part that is no such config" in out and out.count("✗") == 1
+
+
+@dataclasses.dataclass
+class OtherModel(config_module.ModelConfig):
+    """As a notebook defines it: of the package's name, and another class."""
+
+
+@dataclasses.dataclass
+class OtherEngine(EngineConfig):
+    model_config: OtherModel
+
+    def __post_init__(self):
+        if not isinstance(self.model_config, OtherModel):
+            raise TypeError(
+                f"model_config must be a ModelConfig, got {self.model_config!r}"
+            )
+        EngineConfig.__post_init__(self)
+
+
+class OtherStrict(OtherEngine):
+    def __post_init__(self):
+        super().__post_init__()
+        strict_right.__post_init__(self)
+
+
+def test_an_engine_is_made_of_the_classes_that_it_was_written_for(capsys):
+    checks.config(EngineConfig=OtherEngine, StrictEngineConfig=OtherStrict)
+    assert "✗" not in capsys.readouterr().out
+
+
 # ----- the helpers
 
 

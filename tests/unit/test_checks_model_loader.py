@@ -311,6 +311,45 @@ class AlwaysFloat32(package.ModelLoader):
         return super().load_model(device).float()
 
 
+def _changes_what_is_found(change):
+    class Mutant(package.ModelLoader):
+        def load_model(self, device=None):
+            from transformers import AutoModelForCausalLM
+
+            original = AutoModelForCausalLM.from_pretrained
+
+            def from_pretrained(*args, **named):
+                model, found = original(*args, **named)
+                return model, {**found, **change(found)}
+
+            with mock.patch.object(
+                AutoModelForCausalLM, "from_pretrained", from_pretrained
+            ):
+                return super().load_model(device)
+
+    return Mutant
+
+
+LeavesMissingRandom = _changes_what_is_found(lambda found: {"missing_keys": []})
+DropsTheUnexpected = _changes_what_is_found(lambda found: {"unexpected_keys": []})
+TellsOneKindOnly = _changes_what_is_found(
+    lambda found: {"unexpected_keys": []} if found["missing_keys"] else {}
+)
+
+
+class TrustsTransformers(package.ModelLoader):
+    """As it was once: the report goes to stderr, and the tensor stays random."""
+
+    def load_model(self, device=None):
+        from transformers import AutoModelForCausalLM
+
+        config = package.read_config(Path(self.model_config.model))
+        self.max_model_len = self.max_model_len or config["max_position_embeddings"]
+        dtype = self.model_config.torch_dtype or package.checkpoint_dtype(config)
+        path = self.model_config.model
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+
+
 class CountsTiedTwice(package.ModelLoader):
     @staticmethod
     def parameter_statistics(model):
@@ -354,7 +393,8 @@ MUTANTS = {
     "read_config": [config_without_its_name],
     "ModelLoader": [
         PadsOnTheRight, PadsWithTheEndAlways, ChangesTheConfig, ForgetsTheLength,
-        StaysInTraining, AlwaysFloat32, CountsTiedTwice,
+        StaysInTraining, AlwaysFloat32, CountsTiedTwice, LeavesMissingRandom,
+        DropsTheUnexpected, TellsOneKindOnly, TrustsTransformers,
     ],
     "get_model_and_tokenizer": [tokenizer_first, tokenizer_as_it_comes],
 }  # fmt: skip
@@ -377,6 +417,18 @@ def test_the_suite_rejects(name, mutant, capsys):
         checks.model_loader(**{name: mutant})
     out = capsys.readouterr().out
     assert "hint:" in out and "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [LeavesMissingRandom, DropsTheUnexpected, TellsOneKindOnly, TrustsTransformers],
+    ids=name_of,
+)
+def test_a_loose_peer_fails_that_property_alone(mutant, capsys):
+    with pytest.raises(checks.CheckFailed, match="1 of"):
+        checks.model_loader(ModelLoader=mutant)
+    out = capsys.readouterr()
+    assert "✗ The model is loaded as strictly" in out.out and out.err == ""
 
 
 # ----- the exercises

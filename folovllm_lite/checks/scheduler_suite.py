@@ -1,0 +1,719 @@
+"""What has to be true of the scheduler, whoever wrote it."""
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+from folovllm_lite import scheduler as package
+from folovllm_lite.block_manager import BlockManager
+from folovllm_lite.checks.harness import Suite, expect, fail
+from folovllm_lite.config import SchedulerConfig
+from folovllm_lite.request import Sequence, SequenceData, SequenceStatus
+from folovllm_lite.sampling_params import SamplingParams
+
+_SUITE = Suite(package)
+
+
+def scheduler(pieces: Any = None, /, **named: Any) -> None:
+    """Judge Scheduler of `folovllm_lite.scheduler`.
+
+    `checks.scheduler(Scheduler=Mine)` judges a class, `checks.scheduler(module)` that
+    of a module. Blocks are handed out by the package's own BlockManager. Raises
+    CheckFailed at the end if a property doesn't hold.
+    """
+    _SUITE.run(pieces, **named)
+
+
+def _made(
+    p: SimpleNamespace,
+    budget: int = 16,
+    seqs: int = 8,
+    chunked: bool = False,
+    blocks: int = 32,
+    caching: bool = False,
+    swap: int = 0,
+) -> Any:
+    """A scheduler over blocks of 2 tokens."""
+    config = SchedulerConfig(budget, seqs, enable_chunked_prefill=chunked)
+    pool = BlockManager(blocks, 2, caching, swap)
+    return p.Scheduler(config, pool, swap=swap > 0)
+
+
+def _seq(
+    name: str,
+    length: int,
+    arrival: int = 0,
+    priority: int = 0,
+    width: int = 1,
+    first: int = 0,
+    **params: Any,
+) -> Sequence:
+    """A new sequence of `length` tokens; alike only if `first` is."""
+    data = SequenceData(list(range(first, first + length)))
+    order = (priority, arrival, 0)
+    made = Sequence(name, name, data, SamplingParams(**params), order=order)
+    made.width = width
+    return made
+
+
+def _several(scheduler: Any, *lengths: int) -> list[Sequence]:
+    """Sequences a, b, c ... of these lengths, added in this order."""
+    seqs = [
+        _seq("abcdefgh"[i], length, i, first=100 * i)
+        for i, length in enumerate(lengths)
+    ]
+    for seq in seqs:
+        scheduler.add(seq)
+    return seqs
+
+
+def _shares(step: Any) -> dict[str, tuple[int, int]]:
+    """Who computes which tokens: seq_id to (first, number)."""
+    return {w.seq.seq_id: (w.start, w.count) for w in _sorted(step)}
+
+
+def _sorted(step: Any) -> list:
+    return sorted(step.work, key=lambda work: work.seq.seq_id)
+
+
+def _finish(scheduler: Any, step: Any) -> Any:
+    """Compute a step, and give a token to everybody who has caught up."""
+    scheduler.advance(step)
+    for work in step.work:
+        if work.seq.num_missing == 0:
+            work.seq.add_token_id(7)
+    return step
+
+
+def _step(scheduler: Any) -> Any:
+    return _finish(scheduler, scheduler.schedule())
+
+
+def _names(seqs: list[Sequence]) -> list[str]:
+    return [seq.seq_id for seq in seqs]
+
+
+def _status(seqs: list[Sequence]) -> list[str]:
+    return [seq.status.name for seq in seqs]
+
+
+def _books(scheduler: Any, given: str) -> None:
+    """Fail if the pool says that something is wrong."""
+    try:
+        scheduler.blocks.check_integrity()
+    except AssertionError as error:
+        fail(f"{given}: check_integrity()", f"AssertionError: {error}", "no error")
+
+
+# ----- one sequence
+
+
+@_SUITE.property("Scheduler", hint="to be admitted is to get blocks, work and a place")
+def _admission(p: SimpleNamespace) -> None:
+    """A prompt that fits gets blocks, computes all of its tokens, and is running."""
+    for length in (1, 3):
+        made = _made(p)
+        (seq,) = _several(made, length)
+        expect(f"add: waiting, {length} tokens", _names(made.waiting), ["a"])
+        step = made.schedule()
+        given = f"a prompt of {length} tokens, schedule()"
+        expect(f"{given}: work", _shares(step), {"a": (0, length)})
+        expect(f"{given}: blocks of 2", len(seq.block_ids), (length + 1) // 2)
+        expect(f"{given}: status", seq.status.name, "RUNNING")
+        lists = (_names(made.waiting), _names(made.running))
+        expect(f"{given}: waiting, running", lists, ([], ["a"]))
+        expect(f"{given}: num_tokens", step.num_tokens, length)
+    made = _made(p)
+    step = made.schedule()
+    expect("nothing waits, schedule(): work", _shares(step), {})
+
+
+@_SUITE.property("Scheduler", hint="planned isn't done: who calls advance, and when?")
+def _advance(p: SimpleNamespace) -> None:
+    """Tokens count as computed in advance() and not before; then one is missing."""
+    made = _made(p)
+    (seq,) = _several(made, 3)
+    step = made.schedule()
+    expect("a prompt of 3, schedule(): num_computed", seq.num_computed, 0)
+    made.advance(step)
+    expect("... advance(): num_computed", seq.num_computed, 3)
+    expect("... before a token is sampled: work", _shares(made.schedule()), {})
+    for length in (4, 5):
+        seq.add_token_id(7)
+        step = made.schedule()
+        given = f"a token is added, {length} in all, schedule()"
+        expect(f"{given}: work", _shares(step), {"a": (length - 1, 1)})
+        expect(f"{given}: num_computed", seq.num_computed, length - 1)
+        made.advance(step)
+        expect(f"{given}, advance(): num_computed", seq.num_computed, length)
+        expect(f"{given}: blocks of 2", len(seq.block_ids), (length + 1) // 2)
+
+
+@_SUITE.property("Scheduler", hint="it may stand in either list, or in none")
+def _remove(p: SimpleNamespace) -> None:
+    """What is removed stands nowhere and holds nothing, wherever it was before."""
+    made = _made(p, seqs=1)
+    a, b = _several(made, 3, 3)
+    _step(made)
+    for seq, where in ((b, "waits"), (a, "runs"), (a, "is gone already")):
+        made.remove(seq)
+        given = f"a sequence that {where} is removed"
+        left = [seq.seq_id in _names(q) for q in (made.waiting, made.running)]
+        expect(f"{given}: still in waiting, in running", left, [False, False])
+        expect(f"{given}: block_ids", seq.block_ids, [])
+    expect("both are removed: num_free of 32", made.blocks.num_free, 32)
+    expect("both are removed: work", _shares(made.schedule()), {})
+    made = _made(p, blocks=4, swap=4)
+    a, b = _several(made, 4, 4)
+    _step(made)
+    _step(made)
+    made.remove(b)
+    _books(made, "one that was preempted is removed")
+    expect("... still in waiting", _names(made.waiting), [])
+
+
+# ----- limits
+
+
+@_SUITE.property("Scheduler", hint="subtract what each takes, as you go")
+def _budget(p: SimpleNamespace) -> None:
+    """A step never has more tokens than max_num_batched_tokens."""
+    for budget, lengths, wanted in (
+        (4, (2, 2, 2), {"a": (0, 2), "b": (0, 2)}),
+        (4, (4, 1), {"a": (0, 4)}),
+        (5, (2, 2, 1), {"a": (0, 2), "b": (0, 2), "c": (0, 1)}),
+    ):
+        made = _made(p, budget)
+        _several(made, *lengths)
+        given = f"max_num_batched_tokens {budget}, prompts of {lengths}"
+        expect(f"{given}: work", _shares(made.schedule()), wanted)
+    made = _made(p, 2)
+    _several(made, 1, 1, 1, 1)
+    _step(made)
+    expect(
+        "budget 2, two decode, two wait: work", list(_shares(_step(made))), ["a", "b"]
+    )
+    made.config.max_num_batched_tokens = 1
+    expect("budget 1, two decode: work", list(_shares(_step(made))), ["a"])
+
+
+@_SUITE.property("Scheduler", hint="half a prompt is a chunk; may there be one?")
+def _whole_prompts(p: SimpleNamespace) -> None:
+    """Without enable_chunked_prefill a prompt is computed at once, or waits."""
+    made = _made(p, 4)
+    _several(made, 3, 3)
+    given = "budget 4, prompts of 3 and 3"
+    expect(f"{given}: work", _shares(_step(made)), {"a": (0, 3)})
+    expect(
+        f"{given}, next step: work", _shares(_step(made)), {"a": (3, 1), "b": (0, 3)}
+    )
+
+
+@_SUITE.property("Scheduler", hint="min of two counts, and start where it ended")
+def _chunks(p: SimpleNamespace) -> None:
+    """With it, a prompt takes what the budget leaves and goes on where it ended."""
+    made = _made(p, 4, chunked=True)
+    (seq,) = _several(made, 9)
+    given = "chunks, budget 4, a prompt of 9"
+    for number, share in enumerate([(0, 4), (4, 4), (8, 1), (9, 1)], 1):
+        expect(f"{given}, step {number}: work", _shares(_step(made)), {"a": share})
+        blocks = (sum(share) + 1) // 2
+        expect(f"{given}, step {number}: blocks of 2", len(seq.block_ids), blocks)
+    made = _made(p, 4, chunked=True)
+    _several(made, 3, 3, 3)
+    given = "chunks, budget 4, prompts of 3, 3 and 3"
+    for number, wanted in enumerate(
+        (
+            {"a": (0, 3), "b": (0, 1)},
+            {"a": (3, 1), "b": (1, 2), "c": (0, 1)},
+            {"a": (4, 1), "b": (3, 1), "c": (1, 2)},
+        ),
+        1,
+    ):
+        expect(f"{given}, step {number}: work", _shares(_step(made)), wanted)
+
+
+@_SUITE.property("Scheduler", hint="who waits for whom if the chunk goes first?")
+def _decodes_first(p: SimpleNamespace) -> None:
+    """Who decodes gets a token before any chunk does; chunks share what is left."""
+    made = _made(p, 4, chunked=True)
+    seqs = _several(made, 2, 2)
+    _step(made)
+    late = _seq("c", 8, arrival=-1, priority=-1, first=200)  # before the others
+    made.add(late)
+    wanted = {"a": (2, 1), "b": (2, 1), "c": (0, 2)}
+    given = "chunks, budget 4, a and b decode, c has 8 tokens and priority"
+    expect(f"{given}: work", _shares(_step(made)), wanted)
+    wanted = {"a": (3, 1), "b": (3, 1), "c": (2, 2)}
+    expect(f"{given}, next step: work", _shares(_step(made)), wanted)
+    made.remove(seqs[0])
+    wanted = {"b": (4, 1), "c": (4, 3)}
+    expect(f"{given}, a is removed: work", _shares(_step(made)), wanted)
+
+
+@_SUITE.property("Scheduler", hint="count those that run already, too")
+def _max_seqs(p: SimpleNamespace) -> None:
+    """Never do more than max_num_seqs sequences run."""
+    for count in (1, 2):
+        made = _made(p, seqs=count)
+        seqs = _several(made, 1, 1, 1, 1)
+        for number in (1, 2):
+            got = list(_shares(_step(made)))
+            given = f"max_num_seqs {count}, 4 prompts, step {number}: work of"
+            expect(given, got, _names(seqs[:count]))
+        made.remove(seqs[0])
+        got = list(_shares(_step(made)))
+        given = f"max_num_seqs {count}, one is removed: work of"
+        expect(given, got, _names(seqs[1 : count + 1]))
+
+
+@_SUITE.property("Scheduler", hint="how many will it be in the next step?")
+def _width(p: SimpleNamespace) -> None:
+    """Sequences that are still to be forked count as many already."""
+    made = _made(p, seqs=3)
+    a, b = _seq("a", 2, 0, width=2), _seq("b", 2, 1, width=2)
+    made.add(a)
+    made.add(b)
+    given = "max_num_seqs 3, two prompts of width 2"
+    expect(f"{given}: work", list(_shares(made.schedule())), ["a"])
+    made = _made(p, seqs=3)
+    one, a = _seq("a", 2, 0), _seq("b", 2, 1, width=3)
+    made.add(one)
+    made.add(a)
+    given = "max_num_seqs 3, one of width 1 before one of width 3"
+    expect(f"{given}: work", list(_shares(_step(made))), ["a"])
+    made.remove(one)
+    expect(f"{given}, the first ends: work", list(_shares(_step(made))), ["b"])
+    made = _made(p, seqs=3, chunked=True, budget=2)
+    a, b = _seq("a", 6, 0, width=3), _seq("b", 1, 1)
+    made.add(a)
+    made.add(b)
+    _step(made)
+    made.config.max_num_batched_tokens = 8
+    given = "max_num_seqs 3, a chunk of one of width 3 is computed"
+    expect(f"{given}: work", _shares(_step(made)), {"a": (2, 4)})
+
+
+@_SUITE.property("Scheduler", hint="which blocks does a fork begin with?")
+def _fork(p: SimpleNamespace) -> None:
+    """A fork runs beside its parent on the same blocks, and the first writer copies."""
+    made = _made(p, seqs=2)
+    (parent,) = _several(made, 3)
+    made.add(_seq("x", 1, 9))  # waits: the room is the fork's
+    parent.width = 2
+    made.advance(made.schedule())
+    parent.width = 1
+    child = parent.fork("a-1")
+    child.order = (0, 0, 1)
+    made.fork(parent, child)
+    expect("a fork: running", _names(made.running), ["a", "a-1"])
+    shared = list(parent.block_ids)
+    expect("a fork: block_ids", child.block_ids, shared)
+    for seq in (parent, child):
+        seq.add_token_id(7)
+    step = made.schedule()
+    given = "3 tokens in blocks of 2, a fork, both write"
+    expect(f"{given}: work", _shares(step), {"a": (3, 1), "a-1": (3, 1)})
+    expect(f"{given}: number of copies", len(step.copies), 1)
+    expect(f"{given}: copied from", step.copies[0][0], shared[1])
+    last = [seq.block_ids[1] for seq in (parent, child)]
+    expect(f"{given}: one block", last[0] == last[1], False)
+    expect(f"{given}: copied to one of theirs", step.copies[0][1] in last, True)
+    _books(made, given)
+
+
+# ----- order
+
+
+@_SUITE.property("Scheduler", hint="what has to wait stops everybody behind it")
+def _fcfs(p: SimpleNamespace) -> None:
+    """Nobody overtakes: who doesn't fit keeps those behind waiting too."""
+    for what, options, lengths in (
+        ("tokens: budget 4", {"budget": 4}, (3, 3, 1)),
+        ("blocks: 4 of 2 tokens", {"blocks": 4}, (4, 6, 1)),
+    ):
+        made = _made(p, **options)
+        _several(made, *lengths)
+        given = f"{what}, prompts of {lengths}"
+        expect(f"{given}: work of", list(_shares(made.schedule())), ["a"])
+        expect(f"{given}: waiting", _names(made.waiting), ["b", "c"])
+    made = _made(p, seqs=2)
+    for seq in (_seq("a", 1, 0), _seq("b", 1, 1, width=2), _seq("c", 1, 2)):
+        made.add(seq)
+    given = "max_num_seqs 2, widths of 1, 2 and 1"
+    expect(f"{given}: work of", list(_shares(made.schedule())), ["a"])
+
+
+@_SUITE.property("Scheduler", hint="order is a tuple, and tuples compare")
+def _priorities(p: SimpleNamespace) -> None:
+    """A lower priority goes first, and of two equal ones the earlier arrival."""
+    for orders, wanted in (
+        (((1, 0), (0, 1)), "ba"),
+        (((0, 0), (0, 1)), "ab"),
+        (((0, 1), (0, 0)), "ba"),
+        (((1, 0), (0, 1), (1, 2), (-1, 3)), "dbac"),
+    ):
+        made = _made(p, seqs=1)
+        seqs = [
+            _seq("abcd"[i], 1, arrival, priority)
+            for i, (priority, arrival) in enumerate(orders)
+        ]
+        for seq in seqs:
+            made.add(seq)
+        got = ""
+        for _ in seqs:
+            for work in _step(made).work:
+                got += work.seq.seq_id
+                made.remove(work.seq)
+        given = f"(priority, arrival) of a, b ...: {orders}, one at a time: their order"
+        expect(given, got, wanted)
+
+
+# ----- prefix hits
+
+
+@_SUITE.property("Scheduler", hint="a hit is a larger start; what is left to count?")
+def _prefix(p: SimpleNamespace) -> None:
+    """A prefix hit is a larger start, and only the rest takes tokens of the budget."""
+    made = _made(p, 8, caching=True)
+    one = _seq("a", 7)
+    made.add(one)
+    _step(made)
+    two = _seq("b", 8, 1)
+    made.add(two)
+    made.add(_seq("c", 5, 2, first=200))
+    step = made.schedule()
+    given = "budget 8, 7 tokens are there, prompts of these + 1 and of 5 others"
+    wanted = {"a": (7, 1), "b": (6, 2), "c": (0, 5)}
+    expect(f"{given}: work", _shares(step), wanted)
+    expect(f"{given}: common blocks", two.block_ids[:3], one.block_ids[:3])
+    _finish(made, step)
+    _books(made, given)
+    for scored, wanted in ((None, (6, 1)), (0, (0, 7)), (2, (0, 7))):
+        made = _made(p, caching=True)
+        one, two = _seq("a", 7), _seq("b", 7, 1, prompt_logprobs=scored)
+        made.add(one)
+        _step(made)
+        made.add(two)
+        given = f"7 tokens are there, the same prompt, prompt_logprobs={scored}: work"
+        expect(given, _shares(made.schedule())["b"], wanted)
+
+
+@_SUITE.property("Scheduler", hint="in which call does a block become true?")
+def _offered(p: SimpleNamespace) -> None:
+    """Blocks are offered to others by advance(), not while a step is only planned."""
+    made = _made(p, caching=True)
+    one, two = _seq("a", 5), _seq("b", 5, 1)
+    made.add(one)
+    made.add(two)
+    step = made.schedule()
+    given = "the same prompt of 5 twice in one step"
+    expect(f"{given}: work", _shares(step), {"a": (0, 5), "b": (0, 5)})
+    made.remove(one)
+    made.remove(two)
+    three = _seq("c", 5, 2)
+    made.add(three)
+    given += ", which fails; a third: work"
+    expect(given, _shares(made.schedule()), {"c": (0, 5)})
+
+
+# ----- preemption
+
+
+@_SUITE.property("Scheduler", hint="whose loss hurts those before it the least?")
+def _victim(p: SimpleNamespace) -> None:
+    """When blocks run out the last in order loses its own, until the others fit."""
+    made = _made(p, blocks=4)
+    a, b = _several(made, 4, 4)
+    _step(made)
+    step = made.schedule()
+    given = "4 blocks of 2, a and b hold 2 each, both go on"
+    expect(f"{given}: work", _shares(step), {"a": (4, 1)})
+    expect(f"{given}: preempted", step.preempted, 1)
+    expect(f"{given}: status", _status([a, b]), ["RUNNING", "WAITING"])
+    expect(f"{given}: blocks of b", b.block_ids, [])
+    expect(f"{given}: num_computed of b", b.num_computed, 0)
+    lists = (_names(made.running), _names(made.waiting))
+    expect(f"{given}: running, waiting", lists, (["a"], ["b"]))
+    _books(made, given)
+    made = _made(p, blocks=3)
+    a, *_ = _several(made, 2, 1, 1)
+    _step(made)
+    for _ in range(3):
+        a.add_token_id(7)
+    step = made.schedule()
+    given = "3 blocks of 2, a, b and c hold one each, a needs two more"
+    expect(f"{given}: preempted", step.preempted, 2)
+    expect(f"{given}: waiting", _names(made.waiting), ["b", "c"])
+    expect(f"{given}: work", _shares(step), {"a": (2, 4)})
+    _books(made, given)
+
+
+@_SUITE.property("Scheduler", hint="the last in which order: of arrival alone?")
+def _victim_by_priority(p: SimpleNamespace) -> None:
+    """The victim is the last in the order of priority, however early it came."""
+    made = _made(p, blocks=4)
+    a, b = _seq("a", 4, 0, priority=1), _seq("b", 4, 1, first=100)
+    made.add(a)
+    made.add(b)
+    _step(made)
+    step = made.schedule()
+    given = "4 blocks, a (priority 1) came before b (priority 0), both need one more"
+    expect(f"{given}: work of", list(_shares(step)), ["b"])
+    expect(f"{given}: status", _status([a, b]), ["WAITING", "RUNNING"])
+    made = _made(p, blocks=4)
+    (a,) = _several(made, 4)
+    _step(made)
+    b = _seq("b", 1, 1, priority=-1, first=100)
+    made.add(b)
+    _step(made)
+    given = "4 blocks, a runs, b (priority -1) comes later"
+    expect(f"{given}: running", sorted(_names(made.running)), ["a", "b"])
+    _step(made)
+    expect(f"{given}, both need one more: work of", list(_shares(_step(made))), ["b"])
+    expect(f"{given}: status", _status([a, b]), ["WAITING", "RUNNING"])
+
+
+@_SUITE.property("Scheduler", hint="its output is computed again like a prompt")
+def _recompute(p: SimpleNamespace) -> None:
+    """A preempted sequence comes back to its old place and is computed from 0."""
+    made = _made(p, blocks=5)
+    a, b = _several(made, 4, 3)
+    _step(made)
+    made.add(_seq("c", 1, 2, first=200))
+    _step(made)  # c has to wait: all 5 blocks are held
+    step = _step(made)
+    given = "5 blocks of 2, a and b run, c waits, b is preempted"
+    expect(f"{given}: preempted", step.preempted, 1)
+    expect(f"{given}: waiting", _names(made.waiting), ["b", "c"])
+    tokens = b.get_token_ids()
+    expect(f"{given}: tokens of b", tokens, [100, 101, 102, 7, 7])
+    made.remove(a)
+    step = made.schedule()
+    given += ", a ends"
+    expect(f"{given}: work", _shares(step), {"b": (0, 5), "c": (0, 1)})
+    expect(f"{given}: running", _names(made.running), ["b", "c"])
+    _finish(made, step)
+    expect(f"{given}, next step: work", _shares(_step(made))["b"], (5, 1))
+    _books(made, given)
+
+
+@_SUITE.property("Scheduler", hint="what it lost a moment ago is free now")
+def _no_admission(p: SimpleNamespace) -> None:
+    """In a step that preempts nobody is admitted, even if there is room."""
+    made = _made(p, blocks=5)
+    _several(made, 4, 5)
+    _step(made)
+    made.add(_seq("c", 1, 2, first=200))
+    made.add(_seq("d", 1, -1, -1, first=300))  # before all others
+    step = made.schedule()
+    given = "5 blocks of 2, a needs one more and takes it from b; c and d wait"
+    expect(f"{given}: preempted", step.preempted, 1)
+    expect(f"{given}: free blocks", made.blocks.num_free, 2)
+    expect(f"{given}: work of", list(_shares(step)), ["a"])
+    expect(f"{given}: waiting", _names(made.waiting), ["d", "b", "c"])
+    _finish(made, step)
+    got = list(_shares(made.schedule()))
+    expect(f"{given}, next step: work of", got, ["a", "d"])
+
+
+@_SUITE.property("Scheduler", hint="what was planned for it has to be planned back")
+def _undone(p: SimpleNamespace) -> None:
+    """A victim with work in this step loses it, and others may use its tokens."""
+    made = _made(p, 8, chunked=True, blocks=6)
+    a, b, c = _several(made, 2, 2, 2)
+    _step(made)
+    made.config.max_num_batched_tokens = 6
+    for seq in (a, b):  # as if more tokens were known: they count like chunks
+        for _ in range(4):
+            seq.add_token_id(7)
+    # c takes 1 of the 6 tokens and a block, then a takes 5 and three, c's among them.
+    step = made.schedule()
+    given = "budget 6, 6 blocks of 2; c decodes, then a takes 5 tokens and c's blocks"
+    expect(f"{given}: preempted", step.preempted, 1)
+    expect(f"{given}: c has work", "c" in _shares(step), False)
+    expect(f"{given}: work", _shares(step), {"a": (2, 5), "b": (2, 1)})
+    expect(f"{given}: num_computed of c", c.num_computed, 0)
+    _books(made, given)
+
+
+@_SUITE.property("Scheduler", hint="a copy for nobody would overwrite somebody's block")
+def _undone_copies(p: SimpleNamespace) -> None:
+    """The copies planned for a victim are not made."""
+    made = _made(p, 16, chunked=True, blocks=5)
+    a, b = _several(made, 3, 3)
+    made.advance(made.schedule())
+    child = b.fork("b-1")
+    child.order = (0, 1, 1)
+    made.fork(b, child)
+    for seq, count in ((a, 4), (b, 1), (child, 1)):
+        for _ in range(count):
+            seq.add_token_id(7)
+    # b and its fork decode first, with a copy; then a needs two blocks more.
+    step = made.schedule()
+    given = "5 blocks of 2; b, of two who share, copies one; then a takes two from both"
+    expect(f"{given}: work", _shares(step), {"a": (3, 4)})
+    expect(f"{given}: copies", list(step.copies), [])
+    _books(made, given)
+
+
+# ----- swapping
+
+
+@_SUITE.property("Scheduler", hint="copied, not forgotten: what stays as it was?")
+def _swap(p: SimpleNamespace) -> None:
+    """With swap a victim's blocks go to CPU memory, and come back as they were."""
+    made = _made(p, blocks=4, swap=4)
+    a, b = _several(made, 4, 4)
+    _step(made)
+    held = list(b.block_ids)
+    step = _step(made)
+    given = "4 blocks of 2, 4 of CPU memory, a and b hold 2 each, both go on"
+    expect(f"{given}: work", _shares(step), {"a": (4, 1)})
+    expect(f"{given}: status of b", b.status.name, "SWAPPED")
+    expect(f"{given}: num_computed of b", b.num_computed, 4)
+    expect(f"{given}: swapped out from", [old for old, _ in step.swap_out], held)
+    expect(f"{given}: waiting", _names(made.waiting), ["b"])
+    _books(made, given)
+    host = [new for _, new in step.swap_out]
+    step = _step(made)
+    expect(f"{given}, next step: swap_in", list(step.swap_in), [])
+    expect(f"{given}, next step: work of", list(_shares(step)), ["a"])
+    made.remove(a)
+    step = made.schedule()
+    given += ", a ends"
+    expect(f"{given}: work", _shares(step), {"b": (4, 1)})
+    expect(f"{given}: swapped in from", [old for old, _ in step.swap_in], host)
+    expect(f"{given}: to", [new for _, new in step.swap_in], b.block_ids[:2])
+    expect(f"{given}: from_cpu", [w.from_cpu for w in step.work], [True])
+    expect(f"{given}: status of b", b.status.name, "RUNNING")
+    _finish(made, step)
+    step = _step(made)
+    expect(f"{given}, next step: from_cpu", [w.from_cpu for w in step.work], [False])
+    _books(made, given)
+
+
+@_SUITE.property("Scheduler", hint="is it asked for, and is there room?")
+def _no_swap(p: SimpleNamespace) -> None:
+    """Without swap, or without room for it in CPU memory, a victim is recomputed."""
+    for blocks, asked, wanted in ((0, False, 0), (1, True, 0), (2, True, 4)):
+        made = _made(p, blocks=4, swap=blocks)
+        made.swap = asked
+        a, b = _several(made, 4, 4)
+        _step(made)
+        step = made.schedule()
+        given = f"b holds 2 blocks, CPU memory has {blocks}, swap={asked}"
+        expect(f"{given}: num_computed of b", b.num_computed, wanted)
+        status = "SWAPPED" if wanted else "WAITING"
+        expect(f"{given}: status of b", b.status.name, status)
+        expect(f"{given}: blocks moved", len(step.swap_out), wanted // 2)
+    made = _made(p, blocks=4, swap=4)
+    made.swap = False
+    _, b = _several(made, 4, 4)
+    _step(made)
+    _step(made)
+    expect("CPU memory has room, swap=False: status of b", b.status.name, "WAITING")
+
+
+@_SUITE.property("Scheduler", hint="its newest block holds nothing yet")
+def _undone_is_not_swapped(p: SimpleNamespace) -> None:
+    """A victim with work in this step is recomputed: its blocks are not complete."""
+    made = _made(p, 8, chunked=True, blocks=5, swap=8)
+    a, b = _several(made, 2, 2)
+    _step(made)
+    for _ in range(6):
+        a.add_token_id(7)
+    step = made.schedule()
+    given = "b decodes, then a takes its blocks; there is room in CPU memory"
+    expect(f"{given}: preempted", step.preempted, 1)
+    expect(f"{given}: status of b", b.status.name, "WAITING")
+    expect(f"{given}: num_computed of b", b.num_computed, 0)
+    expect(f"{given}: swap_out", list(step.swap_out), [])
+
+
+@_SUITE.property("Scheduler", hint="after a swap all of its blocks are other ones")
+def _swapped_prefix(p: SimpleNamespace) -> None:
+    """What came back from CPU memory is offered to others from its beginning."""
+    made = _made(p, blocks=6, caching=True, swap=6)
+    a, b = _several(made, 6, 5)
+    _step(made)
+    _step(made)
+    expect("6 blocks of 2, prompts of 6 and 5: status", b.status.name, "SWAPPED")
+    for _ in range(4):  # a takes all the blocks: nothing of b's is left in the pool
+        _step(made)
+    made.remove(a)
+    _step(made)
+    _books(made, "b is back")
+    made.add(_seq("c", 5, 2, first=100))
+    given = "b, swapped out and in, c has the same prompt of 5: work of c"
+    expect(given, _shares(made.schedule()).get("c"), (4, 1))
+
+
+# ----- all together
+
+
+@_SUITE.property("Scheduler", hint="which limit, or whose turn, was forgotten?")
+def _everybody_ends(p: SimpleNamespace) -> None:
+    """Within the limits everybody ends, and no token is computed twice or left out."""
+    for count in (1, 2, 3, 4, 5, 6, 7, 8):
+        for chunked in (False, True):
+            for caching in (False, True):
+                for swap in (0, 3):
+                    _play(p, count, chunked, caching, swap)
+
+
+def _play(
+    p: SimpleNamespace, count: int, chunked: bool, caching: bool, swap: int
+) -> None:
+    """Serve `count` random sequences with 6 blocks of 2; check each step."""
+    rng = random.Random(count)
+    budget, most = (3 if chunked else 12), 3
+    made = _made(p, budget, most, chunked, 6, caching, swap)
+    new = [
+        _seq(
+            f"s{i}", rng.randint(1, 6), i, rng.randint(0, 1), first=rng.choice([0, 100])
+        )
+        for i in range(count)
+    ]
+    left = {seq.seq_id: rng.randint(1, 6) for seq in new}  # tokens to be generated
+    given = (
+        f"{count} prompts of {[s.get_len() for s in new]}, 6 blocks of 2, budget "
+        f"{budget}, max_num_seqs {most}, chunked {chunked}, caching {caching}, "
+        f"{swap} CPU blocks"
+    )
+    for number in range(1, 60 * count + 1):
+        if new:
+            made.add(new.pop(0))
+        computed = {s.seq_id: s.num_computed for s in made.running}
+        step = made.schedule()
+        where = f"{given}, step {number}"
+        if step.num_tokens > budget:
+            fail(f"{where}: num_tokens", step.num_tokens, f"{budget} at most")
+        if len(made.running) > most:
+            fail(f"{where}: running", len(made.running), f"{most} at most")
+        for work in step.work:
+            seq = work.seq
+            expect(f"{where}: {seq.seq_id} starts at", work.start, seq.num_computed)
+            before = computed.get(seq.seq_id, seq.num_computed)
+            expect(f"{where}: num_computed before advance()", seq.num_computed, before)
+            enough = len(seq.block_ids) * 2 >= work.end and work.count > 0
+            expect(f"{where}: {seq.seq_id} has work and room for it", enough, True)
+            whole = chunked or work.end == seq.get_len()
+            expect(f"{where}: {seq.seq_id} computes all at once", whole, True)
+        _books(made, where)
+        made.advance(step)
+        _books(made, f"{where}, advance()")
+        for work in step.work:
+            seq = work.seq
+            if seq.num_missing:
+                continue
+            left[seq.seq_id] -= 1
+            if left[seq.seq_id]:
+                seq.add_token_id(7)
+            else:
+                seq.move_to(SequenceStatus.FINISHED_LENGTH_CAPPED)
+                made.remove(seq)
+        if not new and not any(left.values()):
+            expect(f"{given}, at the end: num_free", made.blocks.num_free, 6)
+            return
+    fail(given, f"{sum(map(bool, left.values()))} go on for ever", "everybody ends")

@@ -1,0 +1,152 @@
+"""Nothing of a request outlives it: no block, no entry, no object.
+
+A server runs for months. What each request leaves behind, be it one entry of a
+dictionary, ends in a crash that no test of a single request shows.
+"""
+
+import gc
+import random
+from collections import deque
+
+import pytest
+import torch
+
+from folovllm_lite import SamplingParams
+from folovllm_lite.engine import LLMEngine
+from folovllm_lite.generation import RequestState
+from folovllm_lite.request import Request, Sequence
+from tests.helpers import VOCAB_SIZE, make_checkpoint
+from tests.integration.test_engine_oracle import BLOCKS, engine_of, expected
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(make_checkpoint(tmp_path_factory.mktemp("leaks")))
+
+
+def sizes(engine: LLMEngine) -> dict[str, int]:
+    """Length of every container that the engine and its parts hold."""
+    parts = {
+        "engine": engine,
+        "scheduler": engine.scheduler,
+        "blocks": engine.blocks,
+        "runner": engine.runner,
+        "cache": engine.runner.cache,
+        "processor": engine.processor,
+        "texts": engine._texts,
+    }
+    return {
+        f"{name}.{field}": len(value)
+        for name, part in parts.items()
+        for field, value in vars(part).items()
+        if isinstance(value, dict | list | set | deque)
+    }
+
+
+def alive() -> dict[str, int]:
+    """How many objects of a request there are, anywhere."""
+    gc.collect()
+    kinds = [type(each) for each in gc.get_objects()]
+    return {
+        kind.__name__: kinds.count(kind) for kind in (Request, Sequence, RequestState)
+    }
+
+
+def serve(engine: LLMEngine, count: int, seed: int, aborts: bool = False) -> None:
+    """Serve requests that come while others run; abort some of them anywhere."""
+    rng = random.Random(seed)
+    there: list[str] = []
+    for i in range(count):
+        greedy = rng.random() < 0.7
+        params = SamplingParams(
+            n=1 if greedy else rng.randint(1, 3),
+            temperature=0 if greedy else 1.0,
+            seed=None if greedy else i,
+            max_tokens=rng.randint(1, 9),
+            logprobs=rng.choice([None, 1]),
+            ignore_eos=True,
+        )
+        prompt = [rng.randint(2, 300) for _ in range(rng.randint(1, 12))]
+        prompt = rng.choice([prompt, [11, 12, 13, 14, 15, *prompt]])
+        engine.add_request(f"r{seed}-{i}", {"prompt_token_ids": prompt}, params)
+        there.append(f"r{seed}-{i}")
+        for _ in range(rng.randint(0, 2)):
+            for output in engine.step():
+                if output.finished:
+                    there.remove(output.request_id)
+        if aborts and there and rng.random() < 0.5:
+            engine.abort_request(there.pop(rng.randrange(len(there))))
+    if aborts:
+        for request_id in there:
+            engine.abort_request(request_id)
+    while engine.has_unfinished_requests():
+        engine.step()
+
+
+@pytest.mark.parametrize("aborts", [False, True], ids=["finished", "aborted"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preemption_mode": "recompute"},
+        {"enable_prefix_caching": True, "preemption_mode": "swap", "swap_space": 2e-3,
+         "enable_chunked_prefill": True, "max_num_batched_tokens": 8},
+    ],
+    ids=["recompute", "everything_on"],
+)  # fmt: skip
+def test_nothing_outlives_its_request(checkpoint, options, aborts):
+    engine = engine_of(checkpoint, **options)
+    serve(engine, 100, seed=0, aborts=aborts)
+    first, before = sizes(engine), alive()
+    serve(engine, 200, seed=1, aborts=aborts)
+    blocks = engine.blocks
+    assert engine.stats()["preemptions"] > 0, "nothing was short: the test is too easy"
+    assert blocks.num_free == BLOCKS and not engine._states
+    assert len(blocks._free_swap) == blocks.num_swap_blocks
+    blocks.check_integrity()
+    after = sizes(engine)
+    bounded = {
+        name: BLOCKS for name in ("blocks._free", "blocks._kept", "blocks._found")
+    }
+    bounded |= {"texts._bytes": VOCAB_SIZE, "texts._decoded": VOCAB_SIZE}
+    assert all(after[name] <= limit for name, limit in bounded.items())
+    grown = {
+        name: (first.get(name), size)
+        for name, size in after.items()
+        if size != first.get(name) and name not in bounded
+    }
+    assert not grown
+    # Other tests of this process may hold some of their own; it is no more than before.
+    assert alive() == before
+
+
+def test_a_step_that_fails_takes_its_swapped_out_with_it(checkpoint):
+    """Memory ran out while blocks were moved to the CPU. The victim wasn't in the
+    step's work, so it went on later, with whatever stood in CPU memory."""
+    engine = engine_of(checkpoint, preemption_mode="swap", swap_space=2e-3)
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    prompts = {f"r{i}": [5 + i] * 14 for i in range(3)}
+    for name, prompt in prompts.items():
+        engine.add_request(name, {"prompt_token_ids": prompt}, params)
+    move = engine.runner.cache.move
+
+    def short(swap_out, swap_in, copies):
+        if swap_out:
+            engine.runner.cache.move = move
+            raise torch.OutOfMemoryError("no room to gather the blocks")
+        move(swap_out, swap_in, copies)
+
+    engine.runner.cache.move = short
+    ends = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            ends[output.request_id] = output.outputs[0]
+    assert engine.runner.cache.move is move, "nothing was swapped"
+    assert set(ends) == set(prompts)
+    for name, end in ends.items():
+        if end.finish_reason == "abort":
+            assert end.stop_reason == "no room to gather the blocks"
+        else:
+            wanted = expected(engine, prompts[name], params)[0][0]
+            assert end.token_ids == wanted, name
+    assert engine.blocks.num_free == BLOCKS
+    assert len(engine.blocks._free_swap) == engine.blocks.num_swap_blocks

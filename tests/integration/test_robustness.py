@@ -1,0 +1,190 @@
+"""What once broke the engine, or a neighbour, and never may again."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from folovllm_lite import LLM, SamplingParams
+from folovllm_lite.processor import OutputBuilder, TokenTexts
+from tests.helpers import edit_json, make_checkpoint
+
+ONE = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+LONG = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("robust"))
+
+
+@pytest.fixture
+def llm(path):
+    made = LLM(str(path), device="cpu", num_gpu_blocks_override=64)
+    yield made
+    engine = made.llm_engine
+    assert not engine.has_unfinished_requests()
+    engine.blocks.check_integrity()
+    assert engine.blocks.num_free == engine.blocks.num_blocks
+    assert len(made.generate("Once", ONE, use_tqdm=False)[0].outputs[0].token_ids) == 8
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_runs(path, dtype):
+    """The fused norm once had a weight of a shape that PyTorch's own refuses."""
+    (output,) = LLM(str(path), dtype=dtype, device="cpu").generate("Once", ONE, False)
+    assert len(output.outputs[0].token_ids) == 8
+
+
+def test_a_stream_dropped_in_the_middle_of_a_step(llm, monkeypatch):
+    """Python's garbage collector may do so at any moment."""
+    stream = llm.stream("Once", LONG)
+    next(stream)
+    real, calls = llm.model.forward, []
+
+    def forward(*args):
+        if not calls:
+            stream.close()
+        calls.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(llm.model, "forward", forward)
+    (output,) = llm.generate("other", ONE, use_tqdm=False)
+    assert output.outputs[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("place", ["_take", "grow", "commit", "release"])
+def test_ctrl_c_in_the_bookkeeping(llm, monkeypatch, place):
+    """No block is lost and none is handed out twice, wherever it comes."""
+    blocks = llm.llm_engine.blocks
+    real, calls = getattr(blocks, place), []
+
+    def interrupted(*args):
+        result = real(*args)
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(blocks, place, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["Once upon a time there was", "b"], LONG, use_tqdm=False)
+
+
+def test_a_huge_top_k_keeps_all_and_harms_nobody(llm):
+    stream = llm.stream("Once", ONE)
+    next(stream)
+    llm.generate("x", SamplingParams(top_k=2**63, max_tokens=2), use_tqdm=False)
+    assert len(list(stream)) == 7
+
+
+def test_a_stream_that_is_aborted_elsewhere_says_so(llm):
+    stream = llm.stream("Once", LONG)
+    request_id = next(stream).request_id
+    llm.llm_engine.abort_request(request_id, "enough")
+    (last,) = stream
+    assert last.finished and last.outputs[0].finish_reason == "abort"
+    assert last.outputs[0].stop_reason == "enough"
+
+
+def test_generate_ends_when_its_requests_are_aborted_elsewhere(llm, monkeypatch):
+    engine, real = llm.llm_engine, llm.model.forward
+
+    def forward(*args):
+        for request_id in list(engine._states):
+            engine.abort_request(request_id)
+        return real(*args)
+
+    monkeypatch.setattr(llm.model, "forward", forward)
+    outputs = llm.generate(["a", "b"], LONG, use_tqdm=False)
+    assert [each.outputs[0].finish_reason for each in outputs] == ["abort"] * 2
+
+
+def test_nan_leaves_nothing_to_hit_behind(path, monkeypatch):
+    """Prefix caching once kept the blocks of a row that could not be sampled."""
+    llm = LLM(str(path), device="cpu", enable_prefix_caching=True, block_size=2)
+    want = llm.generate("Once upon a time", ONE, use_tqdm=False)
+    fresh = LLM(str(path), device="cpu", enable_prefix_caching=True, block_size=2)
+    real = fresh.model.forward
+
+    def forward(token_ids, ctx):
+        hidden = real(token_ids, ctx)
+        for layer in range(fresh.model.config.num_layers):
+            fresh.llm_engine.runner.cache.pool[:, layer] = float("nan")
+        return hidden * float("nan")
+
+    monkeypatch.setattr(fresh.model, "forward", forward)
+    (bad,) = fresh.generate("Once upon a time", ONE, use_tqdm=False)
+    assert bad.outputs[0].finish_reason == "abort"
+    monkeypatch.setattr(fresh.model, "forward", real)
+    again = fresh.generate("Once upon a time", ONE, use_tqdm=False)
+    assert again[0].outputs[0].token_ids == want[0].outputs[0].token_ids
+
+
+def test_end_tokens_outside_the_vocabulary_are_refused(tmp_path):
+    broken = make_checkpoint(tmp_path)
+    (broken / "generation_config.json").write_text(json.dumps({"eos_token_id": 9999}))
+    with pytest.raises(ValueError, match="9999.*vocabulary of 320"):
+        LLM(str(broken), device="cpu")
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path):
+    broken = make_checkpoint(tmp_path)
+    (broken / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no tokenizer.*tokenizer.json"):
+        LLM(str(broken), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"hidden_size": -1}, "hidden_size must be a positive int, got -1"),
+        ({"hidden_size": "48"}, "hidden_size must be a positive int, got '48'"),
+        ({"vocab_size": 10**10}, "vocab_size must be a positive int"),
+        ({"architectures": "Qwen3ForCausalLM"}, "architectures must be a list"),
+    ],
+)
+def test_absurd_configs_name_the_field(tmp_path, changes, message):
+    broken = make_checkpoint(tmp_path)
+    edit_json(broken / "config.json", **changes)
+    with pytest.raises(ValueError, match=message):
+        LLM(str(broken), device="cpu")
+
+
+def test_the_callers_params_may_change_while_a_stream_runs(llm):
+    params = SamplingParams(seed=0, max_tokens=6, temperature=2.0)
+    streams = []
+    for seed in range(3):
+        params.seed = seed
+        streams.append(llm.stream("Once", params))
+    answers = [tuple(list(stream)[-1].outputs[0].token_ids) for stream in streams]
+    assert len(set(answers)) == 3
+
+
+@pytest.mark.parametrize("text", ["中文字母表格图书", "🐉🐉🐉a", "你好🐉a 你好"])
+def test_byte_fallback_tokenizers_lose_no_character(text):
+    """Llama 2's kind: a window of tokens that began inside a run of bytes once turned
+    the whole run into U+FFFD."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a"]
+    made = Tokenizer(
+        models.BPE(
+            vocab={piece: i for i, piece in enumerate(pieces)},
+            merges=[],
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>"
+    )
+    ids = tokenizer.encode(text)
+    params = SamplingParams(max_tokens=len(ids), ignore_eos=True)
+    builder = OutputBuilder(TokenTexts(tokenizer), [1], params, (), len(ids))
+    for token_id in ids:
+        builder.append(token_id, 0.0)
+    assert builder.text == text
