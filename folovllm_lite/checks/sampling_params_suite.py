@@ -222,15 +222,15 @@ def _min_p(p: SimpleNamespace) -> None:
     hint="0 adds nothing, and 1 multiplies by nothing: which is which?",
 )
 def _penalties(p: SimpleNamespace) -> None:
-    """presence_penalty and frequency_penalty lie in [-2, 2]; repetition_penalty is
-    above 0.
+    """presence_penalty and frequency_penalty lie in [-2, 2]; repetition_penalty above
+    0, by 1e-5 at least.
     """
     for name in ("presence_penalty", "frequency_penalty"):
         _accepts(p, name, 0.0, 2, -2, 1.5)
         for value in (2.1, -2.1):
             _refuses(p, ValueError, {name: value}, f"{name} must be in [-2, 2]")
     _accepts(p, "repetition_penalty", 1.0, 0.5, 3)
-    for value in (0.0, -1.0):
+    for value in (0.0, -1.0, 1e-40):
         given = {"repetition_penalty": value}
         _refuses(p, ValueError, given, "repetition_penalty", str(value))
 

@@ -109,12 +109,16 @@ MUTANTS = {
         '("presence_penalty", "frequency_penalty")',
         '("presence_penalty",)',
     ),
-    "repetition_may_be_zero": (
+    "repetition_may_be_next_to_zero": (
+        "self.repetition_penalty < 1e-5",
         "self.repetition_penalty <= 0",
+    ),
+    "repetition_may_be_zero": (
+        "self.repetition_penalty < 1e-5",
         "self.repetition_penalty < 0",
     ),
     "repetition_like_the_others": (
-        "self.repetition_penalty <= 0",
+        "self.repetition_penalty < 1e-5",
         "not -2 <= self.repetition_penalty <= 2",
     ),
     "a_lone_string_is_listed_by_letters": (
