@@ -97,7 +97,7 @@ def checkup() -> list[Finding]:
         Finding(
             "Memory",
             f"{memory:.1f} GiB" if memory else "unknown",
-            "Qwen3-0.6B needs 1.5 GiB in bfloat16, the embedded model almost none",
+            "Qwen3-0.6B needs 1.5 GiB in bfloat16",
         ),
     ]
     if not torch.cuda.is_available():
@@ -107,7 +107,7 @@ def checkup() -> list[Finding]:
             Finding(
                 "Paged attention kernel",
                 "none without a GPU",
-                "gathered blocks and PyTorch's scaled_dot_product_attention stand in",
+                "gathered blocks and plain attention stand in",
                 ok=False,
             ),
             Finding(
