@@ -7,7 +7,7 @@
 
 folovllm_lite and vLLM run the same lines: only the module that LLM and SamplingParams
 come from differs. The work is 64 requests of 16 to 128 prompt tokens with 128 new
-tokens each, the first of them alone, and 50 prompts in both languages of which texts and
+tokens each, the first of them alone, and 50 prompts in both languages whose texts and
 logprobs are kept, to be compared. Greedy, float32, the embedded model.
 """
 

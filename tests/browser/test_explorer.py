@@ -6,12 +6,14 @@ keys, draws with the space bar, and sees the picture change.
 
 from __future__ import annotations
 
+import time
+
 import nbformat
 import pytest
 
 from tests.browser import test_lab
 from tests.browser.test_lab import lab, page, run_all  # noqa: F401  (fixtures)
-from tests.notebooks.course import METADATA
+from tests.notebooks.course import METADATA, NOTEBOOKS, read
 
 pytestmark = test_lab.pytestmark
 
@@ -73,3 +75,30 @@ def test_the_keyboard_alone_turns_every_dial(explorer):
         tab_to(explorer, button)
         explorer.keyboard.press("Space")
         explorer.get_by_text(words).wait_for(timeout=10_000)
+
+
+def test_the_explorer_of_notebook_03(lab, page):  # noqa: F811
+    """All of 03 is run; then a slider is dragged, a token drawn, the picture seen."""
+    made = read(NOTEBOOKS / "03_sampler.ipynb")
+    run_all(page, lab(made), test_lab.code_cells(made))
+    box = page.locator(".jupyter-widgets.widget-vbox").first
+    box.scroll_into_view_if_needed()
+    picture = box.locator("svg")
+    picture.wait_for(timeout=30_000)
+    before = picture.inner_html()
+    handle = box.locator(".noUi-handle").first
+    place = handle.bounding_box()
+    page.mouse.move(place["x"] + 5, place["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(place["x"] + 120, place["y"] + 5, steps=4)
+    page.mouse.up()
+    start = time.perf_counter()
+    page.wait_for_function(
+        "([svg, old]) => svg.innerHTML != old || !svg.isConnected",
+        arg=[picture.element_handle(), before],
+        timeout=10_000,
+    )
+    print(f"\nthe picture changed {time.perf_counter() - start:.2f} s after the drag")
+    assert "temperature 1 gives" not in picture.text_content()
+    box.get_by_text("Draw a token").click()
+    box.get_by_text("1 drawn, the last one was").wait_for(timeout=10_000)
