@@ -446,4 +446,7 @@ class Qwen3(nn.Module):
         for module in model.modules():
             if isinstance(module, RMSNorm | Attention | MLP):
                 module.fuse()
+        model.lm_head.weight = nn.Parameter(by_columns(model.lm_head.weight), False)
+        if model.config.tie_word_embeddings:
+            model.model.embed_tokens.weight = model.lm_head.weight
         return model.requires_grad_(False).eval()
