@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "config": ["CacheConfig", "EngineConfig", "ModelConfig", "SchedulerConfig"],
-    "engine": ["LLM"],
+    "engine": ["LLM", "LLMEngine"],
     "generation": ["generate"],
     "model_loader": ["ModelLoader", "get_model_and_tokenizer"],
     "outputs": ["CompletionOutput", "Logprob", "RequestMetrics", "RequestOutput"],

@@ -178,7 +178,13 @@ class LLMEngine:
             )
         num_blocks = cache_config.num_gpu_blocks_override
         if num_blocks is None:
-            num_blocks = self._memory(cache_config, size * bytes_each) // bytes_each
+            longest = -(-self.max_model_len // size) * bytes_each
+            num_blocks = self._memory(cache_config, longest) // bytes_each
+            if num_blocks < 1:
+                raise ValueError(
+                    f"there is no memory for a KV cache: one block of {size} tokens "
+                    f"takes {bytes_each} bytes"
+                )
         budget = scheduler_config.max_num_batched_tokens
         if budget is None:
             budget = _STEP_TOKENS
@@ -213,14 +219,13 @@ class LLMEngine:
         """Bytes for the pool.
 
         On a GPU what `gpu_memory_utilization` leaves beside the weights. On a CPU 1
-        GiB, or one sequence of the full length if that is more, but at most half of
-        what is
-        free: memory is shared with everything else on a CPU.
+        GiB, or `longest`, one sequence of the full length, if that is more, but at
+        most half of what is free: a CPU's memory is shared with everything else.
         """
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
             room = int(total * cache_config.gpu_memory_utilization) - (total - free)
-            if room < longest // self.max_model_len * cache_config.block_size:
+            if room <= 0:
                 raise ValueError(
                     f"gpu_memory_utilization {cache_config.gpu_memory_utilization} of "
                     f"{total / _GIB:.1f} GiB leaves nothing for the KV cache: "

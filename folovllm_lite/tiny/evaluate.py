@@ -191,8 +191,7 @@ def card(directory: Path, figures: dict) -> str:
         f"| file | {megabytes:.1f} MB, float16 (computed in float32) |",
         f"| sha256 of model.safetensors | `{digest}` |",
         f"| made by | `python -m folovllm_lite.tiny.train --seed {about['seed']}`, "
-        f"{int(about['seconds']) // 60} minutes on two cores, "
-        "busy with other work too |",
+        f"{int(about['seconds']) // 60} minutes on two cores |",
         "",
         "## Measured quality",
         "",

@@ -188,3 +188,27 @@ def test_byte_fallback_tokenizers_lose_no_character(text):
     for token_id in ids:
         builder.append(token_id, 0.0)
     assert builder.text == text
+
+
+def test_the_pool_on_a_cpu_holds_one_sequence_of_full_length(llm, monkeypatch):
+    """It once held as many tokens as a block has, squared, if that was over 1 GiB."""
+    engine, gib = llm.llm_engine, 1024**3
+    free = {"available": 64 * gib}
+    monkeypatch.setattr(
+        "folovllm_lite.engine.psutil.virtual_memory",
+        lambda: type("Memory", (), free),
+    )
+    assert engine._memory(engine.cache_config, 5 * gib) == 5 * gib
+    assert engine._memory(engine.cache_config, gib // 9) == gib
+    free["available"] = 4 * gib
+    assert engine._memory(engine.cache_config, 5 * gib) == 2 * gib
+    asked = []
+    monkeypatch.setattr(
+        LLM.__init__.__globals__["LLMEngine"],
+        "_memory",
+        lambda self, config, longest: asked.append(longest) or gib,
+    )
+    made = LLM(llm.model_config.model, device="cpu", max_model_len=100, block_size=16)
+    cache = made.llm_engine.runner.cache
+    per_block = cache.pool[:, :, 0].nbytes
+    assert asked == [7 * per_block], "100 tokens are 7 blocks of 16"
