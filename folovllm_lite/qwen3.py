@@ -146,10 +146,8 @@ def rope_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
     """Angle per position of each pair of dimensions, [D / 2] float32, and a scale.
 
     The scale multiplies cos and sin (1 but for yarn). Sources: RoFormer (Su et al.
-    2021);
-    linear: position interpolation (Chen et al. 2023); yarn: Peng et al. 2023, eq. 15
-        and
-    22; llama3: the Llama 3.1 release.
+    2021); linear: position interpolation (Chen et al. 2023); yarn: Peng et al. 2023,
+    eq. 15 and 22; llama3: the Llama 3.1 release.
     """
     D, base = config.head_dim, config.rope_theta
     frequencies = base ** -(torch.arange(0, D, 2, dtype=torch.float32) / D)
