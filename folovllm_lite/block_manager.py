@@ -11,6 +11,7 @@ import hashlib
 from array import array
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from folovllm_lite.request import Sequence
 
@@ -70,7 +71,9 @@ class BlockManager:
         self.num_blocks = num_blocks
         self.enable_prefix_caching = enable_prefix_caching
         self.blocks = [Block() for _ in range(num_blocks)]
-        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: block 0 goes first
+        # A heap: the lowest number goes first, so that a sequence's blocks follow each
+        # other where they can, and are one piece of memory.
+        self._free = list(range(num_blocks))
         # Blocks that nobody holds and a prompt may still ask for, the oldest first.
         self._kept: OrderedDict[int, None] = OrderedDict()
         self._found: dict[bytes, int] = {}  # digest -> the block that a hit gets
@@ -162,7 +165,7 @@ class BlockManager:
 
     def _take(self) -> int:
         if self._free:
-            block_id = self._free.pop()
+            block_id = heappop(self._free)
         else:
             block_id, _ = self._kept.popitem(last=False)
             self._forget(block_id)
@@ -176,7 +179,7 @@ class BlockManager:
             if self._found.get(block.digest) == block_id:
                 self._kept[block_id] = None
             else:
-                self._free.append(block_id)
+                heappush(self._free, block_id)
 
     def _forget(self, block_id: int) -> None:
         # Only the block's own entry: a duplicate of it may have taken the place.

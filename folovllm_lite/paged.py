@@ -5,6 +5,7 @@ its tokens, the slot that it is stored in, and for each sequence the blocks of i
 It knows no sequences and no requests: the runner gives it numbers.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,22 +38,27 @@ class PagedKVCache:
         num_swap_blocks: int = 0,
     ):
         self.block_size, self.num_kv_heads = block_size, config.num_kv_heads
-        # Heads before tokens, so that blocks of one head, side by side, are what the
-        # attention kernel reads: [L, B, Hkv, S, D], for keys and for values.
-        tail = (config.num_kv_heads, block_size, config.head_dim)
-        shape = (2, config.num_layers, num_blocks, *tail)
+        self.group = config.num_heads // config.num_kv_heads
+        # Heads before blocks: blocks with consecutive numbers, of one head, are memory
+        # that the attention kernel reads as it is. [2, L, Hkv, B, S, D], the 2 being
+        # keys and values.
+        start, end = (2, config.num_layers, config.num_kv_heads), config.head_dim
+        shape = (*start, num_blocks, block_size, end)
         self.pool = torch.empty(shape, dtype=dtype, device=device)
-        shape = (2, config.num_layers, num_swap_blocks, *tail)
+        shape = (*start, num_swap_blocks, block_size, end)
         self.swap = torch.empty(shape, dtype=dtype)
-        # The same memory per kind and layer, to write tokens, [B * Hkv * S, D], and to
-        # read blocks, [B * Hkv, S * D].
+        # The same memory per kind and layer: by token, [Hkv, B * S, D]; by token of any
+        # head, [Hkv * B * S, D]; by block of any head, [Hkv * B, S * D].
         layers = [list(kind) for kind in self.pool]
-        self._written = [[x.flatten(0, 2) for x in kind] for kind in layers]
-        self._read = [[x.flatten(0, 1).flatten(1) for x in kind] for kind in layers]
-        self._heads = torch.arange(config.num_kv_heads, device=device)
+        self.heads = [[x.flatten(1, 2) for x in kind] for kind in layers]
+        self.tokens = [[x.flatten(0, 2) for x in kind] for kind in layers]
+        self._blocks = [[x.flatten(2).flatten(0, 1) for x in kind] for kind in layers]
+        # Where each head begins, counted in blocks: [Hkv, 1].
+        heads = torch.arange(config.num_kv_heads, device=device)
+        self._first = (heads * num_blocks)[:, None]
         # Where gathered blocks go, made when needed. A fresh tensor for each layer cost
         # more than the copy: pages that the system has to hand out, and to zero, first.
-        self._gathered = self.pool.new_empty((2, 0, block_size * config.head_dim))
+        self._gathered = self.pool.new_empty((2, 0, block_size * end))
 
     @staticmethod
     def block_bytes(config: Qwen3Config, block_size: int, dtype: torch.dtype) -> int:
@@ -62,39 +68,46 @@ class PagedKVCache:
 
     def rows(self, blocks: Tensor) -> Tensor:
         """Rows [..., Hkv, B] of `gather` for blocks [..., B]."""
-        heads = self._heads[:, None]
-        return torch.add(heads, blocks.unsqueeze(-2), alpha=self.num_kv_heads)
+        return self._first + blocks.unsqueeze(-2)
 
-    def gather(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [..., Hkv, B * S, D] of rows [..., Hkv, B].
+    def places(self, slots: Tensor) -> Tensor:
+        """Rows [..., Hkv, T] of `tokens` for slots [..., T]."""
+        return self._first * self.block_size + slots.unsqueeze(-2)
 
-        They stand in memory that the next call writes over.
+    def locate(self, blocks: list[int]) -> slice | Tensor:
+        """Where `read` finds the tokens of `blocks`.
+
+        Blocks that follow each other, as a lone request gets them, are one piece of
+        memory, and nothing has to be copied.
+        """
+        first = blocks[0]
+        if blocks == list(range(first, first + len(blocks))):
+            return slice(first * self.block_size, (blocks[-1] + 1) * self.block_size)
+        return self.rows(torch.tensor(blocks, device=self.pool.device))
+
+    def read(self, kind: int, layer: int, where: slice | Tensor) -> Tensor:
+        """Keys (kind 0) or values (1) [Hkv, B * S, D] of B blocks that were located."""
+        if isinstance(where, slice):
+            return self.heads[kind][layer][:, where]
+        return self.gather(kind, layer, where)
+
+    def gather(self, kind: int, layer: int, rows: Tensor) -> Tensor:
+        """Keys (kind 0) or values (1) [..., Hkv, B * S, D] of rows [..., Hkv, B].
+
+        They stand in memory that the next call for this kind writes over.
         """
         count = rows.numel()
         if count > self._gathered.shape[1]:
             shape = (2, 2 * count, self._gathered.shape[2])
             self._gathered = self.pool.new_empty(shape)
-        D = self.pool.shape[-1]
-        found = []
-        for kind in (0, 1):
-            out = self._gathered[kind, :count]
-            torch.index_select(self._read[kind][layer], 0, rows.flatten(), out=out)
-            found.append(out.view(*rows.shape[:-1], -1, D))
-        return found[0], found[1]
+        out = self._gathered[kind, :count]
+        torch.index_select(self._blocks[kind][layer], 0, rows.flatten(), out=out)
+        return out.view(*rows.shape[:-1], -1, self.pool.shape[-1])
 
-    def store(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
-        """Write k, v [T, Hkv, D] to places [T * Hkv], counted in rows of D numbers."""
-        for kind, x in enumerate((k, v)):
-            rows = x.flatten(0, 1)  # [T, Hkv, D] -> [T * Hkv, D]
-            self._written[kind][layer].index_copy_(0, places, rows)
-
-    def places(self, slots: Tensor) -> Tensor:
-        """Where `store` puts the heads of tokens in `slots` [T]: [T * Hkv]."""
-        S, Hkv = self.block_size, self.num_kv_heads
-        slots = slots[:, None]
-        # (block * Hkv + head) * S + offset, where slot is block * S + offset
-        past = torch.add(slots, slots // S, alpha=(Hkv - 1) * S)
-        return torch.add(past, self._heads, alpha=S).flatten()
+    def store(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Write k, v [T, Hkv, D] to slots [T]."""
+        self.heads[0][layer].index_copy_(1, slots, k.transpose(0, 1))
+        self.heads[1][layer].index_copy_(1, slots, v.transpose(0, 1))
 
     def clear(self, block_ids: list[int]) -> None:
         """Set blocks to 0.
@@ -103,7 +116,7 @@ class PagedKVCache:
         an earlier owner left there may be NaN, and 0 times NaN is NaN.
         """
         if block_ids:
-            self.pool[:, :, block_ids] = 0
+            self.pool[:, :, :, block_ids] = 0
 
     def move(self, swap_out: Moves, swap_in: Moves, copies: Moves) -> None:
         """Carry out the moves of a step, in this order.
@@ -117,24 +130,26 @@ class PagedKVCache:
         ):
             if moves:
                 old, new = zip(*moves, strict=True)
-                target[:, :, list(new)] = source[:, :, list(old)].to(target.device)
+                target[:, :, :, list(new)] = source[:, :, :, list(old)].to(
+                    target.device
+                )
 
 
 @dataclass(slots=True)
 class Segment:
-    """A sequence with several tokens in the step: rows [first, last) of the packed T.
+    """A sequence's tokens in the step: rows [first, last) of the packed T.
 
     Args:
         first: its first row.
         last: one past its last.
         end: how many tokens of it there are, the step's included.
-        blocks: [B] int64, the blocks that hold them.
+        blocks: that hold them.
     """
 
     first: int
     last: int
     end: int
-    blocks: Tensor
+    blocks: list[int]
 
 
 class PagedContext:
@@ -146,8 +161,7 @@ class PagedContext:
         slots: [T] int64, where each token is stored: block * block_size + offset.
         tables: [N, B] int64, the blocks of the decoding rows' sequences; a row shorter
             than the longest repeats its own last block, never another's.
-        longest: tokens of the longest of them, the step's included.
-        segments: the other sequences.
+        segments: the other sequences, one by one.
     """
 
     def __init__(
@@ -156,25 +170,36 @@ class PagedContext:
         positions: Tensor,
         slots: Tensor,
         tables: Tensor,
-        longest: int,
         segments: list[Segment],
     ):
         self.positions = positions
-        self._cache, self._segments = cache, segments
-        self._places = cache.places(slots)
-        self._rows = cache.rows(tables)  # [N, Hkv, B]
-        self._longest, self._mask = longest, None
-        if len(tables) > 1:
-            columns = torch.arange(
-                tables.shape[1] * cache.block_size, device=positions.device
-            )
-            seen = columns <= positions[: len(tables), None]  # [N, S]
-            self._mask = seen[:, None, None]  # [N, 1, 1, S]
+        self._cache, self._slots, self._segments = cache, slots, segments
+        self._where = [cache.locate(segment.blocks) for segment in segments]
         self._masks = [self._mask_of(segment) for segment in segments]
+        self._num_rows = len(tables)
+        if len(tables):
+            self._prepare(tables)
+
+    def _prepare(self, tables: Tensor) -> None:
+        """What all layers need for the decoding rows."""
+        cache, size = self._cache, self._cache.block_size
+        self._rows = cache.rows(tables)  # [N, Hkv, B]
+        offsets = torch.arange(size, device=tables.device)
+        slots = (tables[:, :, None] * size + offsets).flatten(1)  # [N, S]
+        columns = torch.arange(slots.shape[1], device=tables.device)
+        seen = columns <= self.positions[: len(tables), None]  # [N, S]
+        self._mask = seen[:, None, None]  # [N, 1, 1, S]
+        self._values = None
+        if cache.pool.dtype == torch.float32 and cache.pool.device.type == "cpu":
+            # One list of value rows for each query head, [N * Hq, S].
+            places = cache.places(slots).repeat_interleave(cache.group, 1)
+            self._values = places.flatten(0, 1)
+            bias = torch.zeros(seen.shape).masked_fill(~seen, -math.inf)
+            self._bias = bias.repeat_interleave(cache.num_kv_heads, 0)[:, None]
 
     def _mask_of(self, segment: Segment) -> Tensor | None:
-        """None for a segment that begins its sequence: plain causal attention."""
-        if segment.end == segment.last - segment.first:
+        """None for a segment that begins its sequence, and for a lone token."""
+        if segment.last - segment.first in (1, segment.end):
             return None
         columns = torch.arange(segment.end, device=self.positions.device)
         rows = self.positions[segment.first : segment.last]
@@ -182,33 +207,65 @@ class PagedContext:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v in their slots, then attend; q [T, Hq, D] -> [T, Hq, D]."""
-        self._cache.store(layer, self._places, k, v)
-        N, Hkv, D = len(self._rows), *k.shape[1:]
+        self._cache.store(layer, self._slots, k, v)
         parts = []
-        if N:
-            ks, vs = self._cache.gather(layer, self._rows)  # [N, Hkv, S, D]
-            if N == 1:  # nobody is longer, so the end needs no mask: it is cut off
-                ks, vs = ks[:, :, : self._longest], vs[:, :, : self._longest]
-            # The queries that share a key/value head take the place of positions: one
-            # batch of [group, D] times [D, S], and each key is read once.
-            out = F.scaled_dot_product_attention(
-                q[:N].unflatten(1, (Hkv, -1)), ks, vs, attn_mask=self._mask
-            )  # [N, Hkv, group, D]
-            parts.append(out.reshape(N, -1, D))
-        for segment, mask in zip(self._segments, self._masks, strict=True):
+        if self._num_rows:
+            parts.append(self._attend_rows(layer, q[: self._num_rows]))
+        for segment, where, mask in zip(
+            self._segments, self._where, self._masks, strict=True
+        ):
             rows = slice(segment.first, segment.last)
-            if mask is None:
+            if segment.end == segment.last - segment.first:  # nothing came before it
                 ks, vs = k[rows].transpose(0, 1), v[rows].transpose(0, 1)
             else:
-                found = self._cache.gather(layer, self._cache.rows(segment.blocks))
-                ks, vs = (x[:, : segment.end] for x in found)  # [Hkv, S, D]
-            out = F.scaled_dot_product_attention(
-                q[rows].transpose(0, 1).unsqueeze(0),  # [1, Hq, rows, D]
-                ks.unsqueeze(0),
-                vs.unsqueeze(0),
-                attn_mask=mask,
-                is_causal=mask is None,
-                enable_gqa=True,
-            )
-            parts.append(out.squeeze(0).transpose(0, 1))
+                ks, vs = (
+                    self._cache.read(kind, layer, where)[:, : segment.end]
+                    for kind in (0, 1)
+                )
+            parts.append(self._attend_segment(q[rows], ks, vs, mask))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _attend_rows(self, layer: int, q: Tensor) -> Tensor:
+        """Attention of rows with one token each, q [N, Hq, D].
+
+        The queries that share a key/value head take the place of positions: one batch
+        of [group, D] times [D, S], and each key is read once.
+        """
+        (N, Hq, D), cache = q.shape, self._cache
+        keys = cache.gather(0, layer, self._rows)  # [N, Hkv, S, D]
+        q = q.unflatten(1, (cache.num_kv_heads, -1))  # [N, Hkv, group, D]
+        if self._values is None:
+            values = cache.gather(1, layer, self._rows)
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=self._mask)
+            return out.reshape(N, Hq, D)
+        # A weighted sum of value rows is what an embedding bag computes, and that reads
+        # them where they are: no copy of the values, and twice as fast as the kernel.
+        scores = torch.baddbmm(
+            self._bias,
+            q.flatten(0, 1),
+            keys.flatten(0, 1).transpose(1, 2),
+            alpha=1 / math.sqrt(D),
+        )  # [N * Hkv, group, S]
+        return F.embedding_bag(
+            self._values,
+            cache.tokens[1][layer],
+            mode="sum",
+            per_sample_weights=scores.softmax(-1).view(N * Hq, -1),
+        ).view(N, Hq, D)
+
+    @staticmethod
+    def _attend_segment(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of one sequence's tokens, q [n, Hq, D] over k, v [Hkv, S, D]."""
+        if len(q) == 1:  # as above
+            q = q.unflatten(1, (len(k), -1))  # [1, Hkv, group, D]
+            out = F.scaled_dot_product_attention(q, k.unsqueeze(0), v.unsqueeze(0))
+            return out.flatten(1, 2)
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1).unsqueeze(0),  # [1, Hq, n, D]
+            k.unsqueeze(0),
+            v.unsqueeze(0),
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=True,
+        )
+        return out.squeeze(0).transpose(0, 1)

@@ -87,18 +87,18 @@ class Runner:
                 blocks[i // size] * size + i % size for i in range(each.start, each.end)
             ]
         singles = [each for each in work if each.count == 1]
+        if len(singles) == 1:  # a batch of one gains nothing
+            singles = []
         segments, first = [], len(singles)
         for each in work[first:]:
             last = first + each.count
-            blocks = self._tensor(each.seq.block_ids)
-            segments.append(Segment(first, last, each.end, blocks))
+            segments.append(Segment(first, last, each.end, each.seq.block_ids))
             first = last
         return PagedContext(
             self.cache,
             self._tensor(positions),
             self._tensor(slots),
             self._tables(singles),
-            max((each.end for each in singles), default=0),
             segments,
         )
 

@@ -210,5 +210,5 @@ def test_the_pool_on_a_cpu_holds_one_sequence_of_full_length(llm, monkeypatch):
     )
     made = LLM(llm.model_config.model, device="cpu", max_model_len=100, block_size=16)
     cache = made.llm_engine.runner.cache
-    per_block = cache.pool[:, :, 0].nbytes
+    per_block = cache.pool[:, :, :, 0].nbytes
     assert asked == [7 * per_block], "100 tokens are 7 blocks of 16"
