@@ -39,7 +39,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor) -> Tensor:
         q_positions: [T] int64.
 
     Returns:
-        [T, Hq, D], in q's dtype; the softmax is computed in float32.
+        [T, Hq, D], in q's dtype; scores and softmax are computed in float32.
     """
     T, Hq, D = q.shape
     S, Hkv, _ = k.shape
@@ -49,7 +49,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor) -> Tensor:
     q = q.view(T, Hkv, group, D).permute(1, 2, 0, 3)
     k = k.permute(1, 2, 0).unsqueeze(1)  # [Hkv, 1, D, S]
     v = v.permute(1, 0, 2).unsqueeze(1)  # [Hkv, 1, S, D]
-    scores = (q @ k).float() / math.sqrt(D)  # [Hkv, group, T, S]
+    # In float16 a product of long vectors goes beyond 65504, and inf - inf is NaN.
+    scores = (q.float() @ k.float()) / math.sqrt(D)  # [Hkv, group, T, S]
     hidden = torch.arange(S, device=q.device) > q_positions[:, None]  # [T, S]
     weights = scores.masked_fill(hidden, -math.inf).softmax(-1).to(v.dtype)
     return (weights @ v).permute(2, 0, 1, 3).reshape(T, Hq, D)

@@ -39,7 +39,13 @@ _REQUIRED = (
     "num_hidden_layers",
     "num_attention_heads",
 )
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# Rope type -> what it can't do without
+_ROPE_TYPES = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": (),
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,9 @@ class Qwen3Config:
                 f"rope type {rope_type!r} is not supported, "
                 f"only {', '.join(_ROPE_TYPES)}"
             )
+        lacks = [key for key in _ROPE_TYPES[rope_type] if key not in rope]
+        if lacks:
+            raise ValueError(f"rope type {rope_type!r} lacks {', '.join(lacks)}")
         if (
             rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
             != 1.0
@@ -108,9 +117,12 @@ class Qwen3Config:
         missing = [name for name in _REQUIRED if hf.get(name) is None]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
-        for name in _REQUIRED:
-            if type(hf[name]) is not int or not 0 < hf[name] < 2**31:
-                raise ValueError(f"{name} must be a positive int, got {hf[name]!r}")
+        for name in (*_REQUIRED, "num_key_value_heads", "head_dim"):
+            value = hf.get(name)
+            if value is None:
+                continue
+            if type(value) is not int or not 0 < value < 2**31:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
         heads = hf["num_attention_heads"]
         kv_heads = hf.get("num_key_value_heads") or heads
         if heads % kv_heads:
