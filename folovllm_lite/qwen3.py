@@ -94,7 +94,8 @@ class Qwen3Config:
         layer_types = set(hf.get("layer_types") or ["full_attention"])
         if hf.get("use_sliding_window") or layer_types != {"full_attention"}:
             raise ValueError(
-                f"sliding-window attention is not supported: {layer_types}"
+                "sliding-window attention is not supported: use_sliding_window is "
+                f"{hf.get('use_sliding_window')}, layer_types {sorted(layer_types)}"
             )
         # transformers 5 writes rope_parameters; older files rope_theta and
         # rope_scaling.
@@ -453,10 +454,11 @@ class Qwen3(nn.Module):
         if model.config.tie_word_embeddings:  # to_empty gave each its own storage
             model.lm_head.weight = model.model.embed_tokens.weight
         load_weights(model, path)
+        model.requires_grad_(False)  # before fuse: what it makes would want gradients
         for module in model.modules():
             if isinstance(module, RMSNorm | Attention | MLP):
                 module.fuse()
         model.lm_head.weight = nn.Parameter(by_columns(model.lm_head.weight), False)
         if model.config.tie_word_embeddings:
             model.model.embed_tokens.weight = model.lm_head.weight
-        return model.requires_grad_(False).eval()
+        return model.eval()

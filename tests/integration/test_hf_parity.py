@@ -8,7 +8,7 @@ from folovllm_lite import attention, qwen3
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.kv_cache import ContiguousKVCache
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
-from tests.helpers import VOCAB_SIZE, make_hf_model
+from tests.helpers import VOCAB_SIZE, make_checkpoint, make_hf_model
 
 LENGTHS = [1, 2, 17, 300]
 LLAMA3 = {
@@ -57,6 +57,15 @@ def both(family, changes):
     return ours.eval(), theirs
 
 
+def fused(model):
+    """The same model as users run it: `from_pretrained` fuses what it has loaded."""
+    model.requires_grad_(False)
+    for module in model.modules():
+        if hasattr(module, "fuse"):
+            module.fuse()
+    return model
+
+
 def plain(model, ids):
     return model.logits(model(ids, PlainContext(torch.arange(len(ids)))))
 
@@ -84,6 +93,15 @@ def test_logits_equal_transformers(family, changes):
         torch.testing.assert_close(cached(ours, ids, 300), want, atol=1e-4, rtol=0)
         torch.testing.assert_close(cached(ours, ids, 7), want, atol=1e-4, rtol=0)
     torch.testing.assert_close(cached(ours, ids[:40], 1), want[:40], atol=1e-4, rtol=0)
+    ours = fused(ours)
+    torch.testing.assert_close(plain(ours, ids), want, atol=1e-4, rtol=0)
+    torch.testing.assert_close(cached(ours, ids[:40], 1), want[:40], atol=1e-4, rtol=0)
+
+
+def test_a_loaded_model_builds_no_graph(tmp_path):
+    """Weights that were fused while gradients were on kept one alive for each call."""
+    model = Qwen3.from_pretrained(make_checkpoint(tmp_path), device="cpu")
+    assert not plain(model, torch.tensor([5, 6])).requires_grad
 
 
 def _lose_the_sign(monkeypatch):
