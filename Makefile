@@ -42,6 +42,7 @@ test: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	@$(PY) -m tests.notebooks.build $(NOTEBOOKS)
+	@$(PY) -m tests.notebooks.interview docs/interview.md
 
 sync: $(INSTALLED)
 	@$(PY) -m tests.notebooks.build --sync-only $(NOTEBOOKS)

@@ -245,9 +245,10 @@ class WindowDetokenizer:
     """The same for any other tokenizer, by decoding a window of tokens twice.
 
     The window begins a few tokens back, because some tokenizers write a token
-    differently at the start of a text. A text that ends in U+FFFD may be half a
-    character, but not if four tokens have added nothing else to it: no character has
-    more bytes.
+    differently at the start of a text. A text that ends in U+FFFD may end inside a
+    character, so it waits; but not if four tokens have added nothing else to it, as no
+    character has more bytes. It can't tell U+FFFD that is meant from half a character:
+    where both follow each other in small pieces, the half may be shown.
     """
 
     _BACK = 5

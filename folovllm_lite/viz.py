@@ -596,5 +596,447 @@ def draw_file(
     return Picture(_svg(figure), "\n".join(lines))
 
 
+def token_bytes(pieces: Sequence[tuple[int, bytes]]) -> list[tuple[str, int, int]]:
+    """The characters that the bytes of some tokens spell: (text, first, end).
+
+    `first` and `end` count bytes. Bytes that spell nothing are U+FFFD.
+    """
+    data = b"".join(piece for _, piece in pieces)
+    characters, start = [], 0
+    while start < len(data):
+        try:
+            good, broken = data[start:].decode(), 0
+        except UnicodeDecodeError as error:
+            good = data[start : start + error.start].decode()
+            broken = error.end - error.start
+        for text, size in [(c, len(c.encode())) for c in good] + [("�", broken)]:
+            if size:
+                characters.append((text, start, start + size))
+            start += size
+    return characters
+
+
+def draw_token_bytes(pieces: Sequence[tuple[int, bytes]], title: str = "") -> Picture:
+    """Tokens above, their bytes in the middle, the characters they spell below.
+
+    Args:
+        pieces: id and bytes of each token.
+        title: stands above.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    data = b"".join(piece for _, piece in pieces)
+    ends = [sum(len(p) for _, p in pieces[: i + 1]) for i in range(len(pieces))]
+    characters = token_bytes(pieces)
+    lines = [title] if title else []
+    for (token_id, piece), end in zip(pieces, ends, strict=True):
+        done = [c for c, _, last in characters if end - len(piece) < last <= end]
+        shows = ", ".join(_label(c) for c in done) or "nothing yet"
+        lines.append(f"token {token_id:>4}: {piece.hex(' '):<12} completes {shows}")
+    figure = Figure(figsize=(max(4.0, 0.52 * len(data) + 0.9), 2.1))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    axes.set_xlim(-1.75, max(len(data), 6) + 0.1)
+    axes.set_ylim(-0.15, 4.1)
+    axes.axis("off")
+
+    def box(x: int, width: int, y: float, words: str, face: str, ink: str) -> None:
+        axes.add_patch(
+            Rectangle((x, y), width, 0.85, facecolor=face, edgecolor="white", lw=2)
+        )
+        middle = (x + width / 2, y + 0.42)
+        axes.text(*middle, words, ha="center", va="center", color=ink, size=9)
+
+    for (token_id, piece), end in zip(pieces, ends, strict=True):
+        box(end - len(piece), len(piece), 2.2, str(token_id), PALE, INK)
+    for i, byte in enumerate(data):
+        face, ink = (GREY, INK) if 0x80 <= byte < 0xC0 else (BLUE, "white")
+        box(i, 1, 1.2, f"{byte:02x}", face, ink)
+    for character, start, end in characters:
+        box(start, end - start, 0.1, _label(character), "white", INK)
+        axes.plot([start + 0.08, end - 0.08], [1.08, 1.08], color=INK, lw=1.2)
+    for y, words in ((2.62, "token ids"), (1.62, "bytes"), (0.52, "characters")):
+        axes.text(-0.2, y, words, ha="right", va="center", color=INK, size=9)
+    axes.text(0, 3.6, title, color=INK, size=11, va="center")
+    return Picture(_svg(figure), "\n".join(lines))
+
+
+def draw_transformer(sizes: Mapping[str, int], title: str = "") -> Picture:
+    """The way from token ids to logits, with the shape that each step leaves behind.
+
+    Args:
+        sizes: E, Hq, Hkv, D, M, V and L of a model.
+        title: stands above.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    E, Hq, Hkv, D, M, V, L = (sizes[name] for name in ("E Hq Hkv D M V L".split()))
+    outer = [
+        ("embedding", f"[T] → [T, {E}]"),
+        (f"{L} layers", f"[T, {E}] → [T, {E}]"),
+        ("norm", f"[T, {E}]"),
+        ("head", f"[T, {E}] → [T, {V:,}]"),
+    ]
+    branches = {
+        "attention": [
+            ("norm", f"[T, {E}]"),
+            ("q, k, v", f"[T, {Hq}, {D}], 2 × [T, {Hkv}, {D}]"),
+            ("norm q and k, rotate", "same shapes"),
+            ("attend", f"[T, {Hq}, {D}]"),
+            ("o", f"[T, {Hq * D}] → [T, {E}]"),
+        ],
+        "MLP": [
+            ("norm", f"[T, {E}]"),
+            ("gate, up", f"2 × [T, {M}]"),
+            ("silu(gate) · up", f"[T, {M}]"),
+            ("down", f"[T, {M}] → [T, {E}]"),
+        ],
+    }
+    lines = [title] if title else []
+    for name, shape in outer:
+        lines.append(f"{name}: {shape}")
+        if name.endswith("layers"):
+            for branch, steps in branches.items():
+                lines.append(f"  x = x + {branch}(x):")
+                lines += [f"    {step}: {shape}" for step, shape in steps]
+    figure = Figure(figsize=(7.2, 4.0))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    axes.set_xlim(0, 10)
+    axes.set_ylim(0, 7.4)
+    axes.axis("off")
+
+    def column(x: float, width: float, top: float, steps: list[tuple[str, str]]):
+        for y, (name, shape) in enumerate(steps):
+            low, full = top - 1.1 * y, not name.endswith("norm")
+            face, ink = (BLUE, "white") if full else (PALE, INK)
+            box = Rectangle((x, low), width, 0.82, facecolor=face, edgecolor="white")
+            axes.add_patch(box)
+            for dy, words, points in ((0.55, name, 9), (0.22, shape, 7.5)):
+                axes.text(
+                    x + width / 2,
+                    low + dy,
+                    words,
+                    ha="center",
+                    va="center",
+                    color=ink,
+                    size=points,
+                )
+            if y + 1 < len(steps):
+                arrow = {"arrowstyle": "-|>", "color": INK, "lw": 1}
+                axes.annotate(
+                    "",
+                    (x + width / 2, low - 0.3),
+                    (x + width / 2, low),
+                    arrowprops=arrow,
+                )
+
+    column(0.1, 2.5, 5.6, outer)
+    # The second box, unfolded: from its right edge to the frame of the two branches.
+    frame = Rectangle((3.2, 0.1), 6.7, 6.7, fill=False, edgecolor=GREY, linestyle="--")
+    axes.add_patch(frame)
+    for start, end in ((5.32, 6.8), (4.5, 0.1)):
+        axes.plot((2.6, 3.2), (start, end), color=GREY, lw=1, ls="--")
+    for x, (branch, steps) in zip((3.4, 6.7), branches.items(), strict=True):
+        axes.text(x + 1.55, 6.45, f"x + {branch}(x)", ha="center", color=INK, size=9)
+        column(x, 3.1, 5.35, steps)
+    axes.text(0.1, 7.0, title, color=INK, size=11, va="center")
+    return Picture(_svg(figure), "\n".join(lines))
+
+
+def draw_rotations(
+    panels: Mapping[str, Sequence[tuple[float, float]]], title: str = ""
+) -> Picture:
+    """Arrows from the origin, numbered by position, in a panel for each rotation.
+
+    Args:
+        panels: heading -> the point that the pair has become at position 0, 1, 2, …
+        title: stands above.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Circle
+
+    lines = [title] if title else []
+    figure = Figure(figsize=(3.0 * len(panels), 3.1), layout="constrained")
+    if title:
+        figure.suptitle(title, color=INK, size=11)
+    for axes, (name, points) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        points = [(round(x, 2) + 0.0, round(y, 2) + 0.0) for x, y in points]
+        lines.append(f"{name}: " + "  ".join(f"({x:g}, {y:g})" for x, y in points))
+        reach = max(1.0, *(math.hypot(x, y) for x, y in points)) * 1.3
+        axes.set_xlim(-reach, reach)
+        axes.set_ylim(-reach, reach)
+        axes.set_aspect("equal")
+        axes.axis("off")
+        axes.set_title(name, color=INK, size=9)
+        axes.add_patch(Circle((0, 0), 1, fill=False, edgecolor=GREY, lw=1))
+        for position, (x, y) in enumerate(points):
+            arrow = {
+                "arrowstyle": "-|>",
+                "color": BLUE,
+                "lw": 1.6,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            }
+            axes.annotate("", (x, y), (0, 0), arrowprops=arrow)
+            away = 0.13 * reach / (math.hypot(x, y) or 1.0)
+            axes.text(
+                x * (1 + away),
+                y * (1 + away),
+                str(position),
+                ha="center",
+                va="center",
+                color=INK,
+                size=8,
+            )
+    return Picture(_svg(figure), "\n".join(lines))
+
+
+def attention_links(weights: Tensor, least: float = 0.1) -> list[tuple[int, int, int]]:
+    """(query, key, per cent) of what a head reads, weights of at least `least`.
+
+    Args:
+        weights: [T, S], each row sums to 1.
+        least: what is below is left out.
+    """
+    found = (weights >= least).nonzero().tolist()
+    return [(t, s, round(100 * weights[t, s].item())) for t, s in found]
+
+
+def draw_attention(
+    weights: Tensor,
+    queries: Sequence[str],
+    keys: Sequence[str],
+    title: str = "",
+    least: float = 0.1,
+) -> Picture:
+    """A head's map: a row for each query, and how much of each key it reads.
+
+    Weights are rounded to whole per cent before they are drawn.
+
+    Args:
+        weights: [T, S].
+        queries: T texts.
+        keys: S texts.
+        title: stands above.
+        least: weights below it are left white.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    links = attention_links(weights, least)
+    queries = [_label(text) for text in queries]
+    keys = [_label(text) for text in keys]
+    lines = [title] if title else []
+    for t, query in enumerate(queries):
+        reads = [f"{keys[s]} ({s}) {share}%" for row, s, share in links if row == t]
+        lines.append(f"{query} ({t}) reads " + (", ".join(reads) or "a little of all"))
+    size = 0.2
+    figure = Figure(figsize=(1.2 + size * len(keys), 1.2 + size * len(queries)))
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    for t, s, share in links:
+        cell = Rectangle((s - 0.5, t - 0.5), 1, 1, facecolor=BLUE, alpha=share / 100)
+        axes.add_patch(cell)
+    axes.set_xlim(-0.5, len(keys) - 0.5)
+    axes.set_ylim(len(queries) - 0.5, -0.5)
+    axes.set_aspect("equal")
+    axes.set_xticks(range(len(keys)), keys, rotation=90, size=6.5, color=INK)
+    axes.set_yticks(range(len(queries)), queries, size=6.5, color=INK)
+    axes.tick_params(length=0)
+    axes.set_xlabel("key: the token that is read", size=8, color=INK)
+    axes.set_ylabel("query: the token that reads", size=8, color=INK)
+    for side in axes.spines.values():
+        side.set_color(PALE)
+    if title:
+        axes.set_title(title, size=9, color=INK)
+    return Picture(_svg(figure), "\n".join(lines))
+
+
+def draw_passes(
+    schedules: dict[str, Sequence[tuple[int, int]]], title: str = ""
+) -> Picture:
+    """What each forward pass of a generation reads from a cache, and what it computes.
+
+    Args:
+        schedules: a name, and for each pass the tokens read and the tokens computed.
+        title: stands above.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    names = list(schedules)
+    longest = max(sum(step) for steps in schedules.values() for step in steps)
+    most = max(len(steps) for steps in schedules.values())
+    figure = Figure(figsize=(7.2, 0.27 * most + 1.1))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    axes.set_xlim(-1.9, len(names) * (longest + 2.2) - 1.2)
+    axes.set_ylim(most + 1.1, -1.9)
+    axes.axis("off")
+    axes.text(-1.9, -1.4, title, color=INK, size=11, va="center")
+    lines = [title] if title else []
+    for panel, (name, steps) in enumerate(schedules.items()):
+        x = panel * (longest + 2.2)
+        computed = sum(new for _, new in steps)
+        axes.text(x, -0.5, name, color=INK, size=9, va="center")
+        words = f"{computed} tokens computed"
+        axes.text(x, most + 0.6, words, color=BLUE, size=9, va="center")
+        lines.append(f"{name}: {words}")
+        for y, (read, new) in enumerate(steps):
+            if panel == 0:
+                words = f"pass {y + 1}"
+                axes.text(
+                    -0.2, y + 0.5, words, color=INK, size=8, ha="right", va="center"
+                )
+            lines.append(f"  pass {y + 1}  {'□' * read}{'■' * new}")
+            for i in range(read + new):
+                fill = PALE if i < read else BLUE
+                axes.add_patch(
+                    Rectangle((x + i, y), 1, 1, facecolor=fill, edgecolor="white", lw=2)
+                )
+    for x, fill, words in (
+        (0.42, BLUE, "computed"),
+        (0.57, PALE, "read from the cache"),
+    ):
+        where = {"transform": axes.transAxes, "facecolor": fill}
+        axes.add_patch(
+            Rectangle((x, 1 - 0.75 / (most + 3)), 0.025, 0.5 / (most + 3), **where)
+        )
+        axes.text(
+            x + 0.035,
+            1 - 0.5 / (most + 3),
+            words,
+            transform=axes.transAxes,
+            color=INK,
+            size=8,
+            va="center",
+        )
+    return Picture(_svg(figure), "\n".join(lines))
+
+
+def draw_roofline(
+    points: dict[str, tuple[float, float | None]],
+    flops: float,
+    bandwidth: float,
+    title: str = "",
+) -> Picture:
+    """A machine's two limits, and where pieces of work stand under them.
+
+    Args:
+        points: name -> (FLOPs per byte, measured FLOPs per second, or None for what
+            the roof allows).
+        flops: the machine's most FLOPs per second.
+        bandwidth: its most bytes per second.
+        title: stands above.
+    """
+    from matplotlib.figure import Figure
+
+    ridge = flops / bandwidth
+    inside = [x for x, _ in points.values()]
+    left, right = min([*inside, ridge]) / 3, max([*inside, ridge]) * 6
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    roof = [left * bandwidth, flops, flops]
+    axes.loglog([left, ridge, right], roof, color=INK, lw=2)
+    axes.axvline(ridge, color=GREY, lw=1, ls=":")
+    heights = [
+        min(flops, x * bandwidth) if y is None else y for x, y in points.values()
+    ]
+    axes.set_ylim(min([*heights, roof[0]]) / 2, flops * 4)
+    axes.set_xlim(left, right)
+    lines = [title] if title else []
+    lines.append(f"ridge at {ridge:.3g} FLOPs per byte")
+    for (name, (x, y)), height in zip(points.items(), heights, strict=True):
+        bound = "memory" if x < ridge else "compute"
+        share = height / flops
+        axes.plot([x], [height], "o", color=RED if bound == "memory" else BLUE, ms=7)
+        axes.annotate(
+            name, (x, height), (5, -13), textcoords="offset points", color=INK, size=9
+        )
+        line = f"{name:<18}{x:>8,.1f} FLOPs per byte, bound by {bound}"
+        said = "at most" if y is None else "measured"
+        lines.append(f"{line}; {said} {share:.1%} of the arithmetic")
+    words = f"ridge: {ridge:.3g}"
+    axes.text(ridge, flops * 1.4, words, color=INK, size=9, ha="center")
+    axes.set_xlabel("FLOPs per byte read", color=INK, size=9)
+    axes.set_ylabel("FLOPs per second", color=INK, size=9)
+    axes.tick_params(labelsize=8, labelcolor=INK)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.set_title(title, loc="left", size=11, color=INK)
+    return Picture(_svg(figure), "\n".join(lines))
+
+
+def loop_passes(completions: list[list[str]]) -> tuple[list[list[int | None]], int]:
+    """Which pass of the model runs each token, and how many passes there are.
+
+    Pass 1 is the prefill, which gives every completion its first token. Then each step
+    runs the newest token of every completion that goes on; a last token is never run.
+    """
+    runs: list[list[int | None]] = [[] for _ in completions]
+    count = 1
+    for step in range(max(map(len, completions))):
+        for tokens, numbers in zip(completions, runs, strict=True):
+            if step < len(tokens) - 1:
+                count += 1
+                numbers.append(count)
+            elif step == len(tokens) - 1:
+                numbers.append(None)
+    return runs, count
+
+
+def draw_loop(prompt: list[str], completions: list[tuple[list[str], str]]) -> Picture:
+    """A request on its way: every token under the number of the pass that runs it.
+
+    Args:
+        prompt: its tokens' texts.
+        completions: the texts of each one's tokens, and why it ended.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    runs, count = loop_passes([tokens for tokens, _ in completions])
+    lines = [f"prompt: {'|'.join(prompt)}  all in pass 1"]
+    for i, ((tokens, reason), numbers) in enumerate(
+        zip(completions, runs, strict=True)
+    ):
+        marks = ", ".join("never" if n is None else str(n) for n in numbers)
+        lines.append(f"completion {i}: {'|'.join(tokens)}  in pass {marks}; {reason}")
+    lines.append(f"{count} passes")
+    width = len(prompt) + max(len(tokens) for tokens, _ in completions)
+    rows = len(completions)
+    figure = Figure(figsize=(0.84 * (width + 1.3), 0.62 * rows + 0.45))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    axes.set_xlim(-0.1, width + 1.4)
+    axes.set_ylim(0, rows + 0.55)
+    axes.axis("off")
+
+    def box(x: float, y: float, token: str, number: int | None) -> None:
+        face = GREY if number == 1 else BLUE if number else "white"
+        edge = {"edgecolor": "white", "lw": 2}
+        if number is None:
+            edge = {"edgecolor": GREY, "lw": 1, "ls": "--"}
+        axes.add_patch(Rectangle((x + 0.04, y), 0.92, 0.5, facecolor=face, **edge))
+        ink = INK if number is None else "white"
+        middle = {"ha": "center", "va": "center"}
+        axes.text(x + 0.5, y + 0.25, _label(token), color=ink, size=8, **middle)
+        above = "never run" if number is None else f"pass {number}"
+        axes.text(x + 0.5, y + 0.64, above, color=INK, size=7, **middle)
+
+    for x, token in enumerate(prompt):
+        box(x, (rows - 1) / 2 + 0.1, token, 1)
+    for i, ((tokens, reason), numbers) in enumerate(
+        zip(completions, runs, strict=True)
+    ):
+        y = rows - 1 - i + 0.1
+        for x, (token, number) in enumerate(zip(tokens, numbers, strict=True)):
+            box(len(prompt) + x, y, token, number)
+        end = len(prompt) + len(tokens) + 0.15
+        axes.text(end, y + 0.25, reason, color=RED, size=8, va="center")
+    return Picture(_svg(figure), "\n".join(lines))
+
+
 if __name__ == "__main__":  # python -m folovllm_lite.viz FILE.svg: the README's picture
     Path(sys.argv[1]).write_text(course_map().svg, encoding="utf-8")

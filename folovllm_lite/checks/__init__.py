@@ -5,26 +5,42 @@ The package's tests, the notebooks and the exercises all call the same ones:
 a module. Each property is printed with ✓ or ✗; `CheckFailed` comes at the end.
 """
 
+from folovllm_lite.checks.attention_suite import attention
 from folovllm_lite.checks.block_manager_suite import block_manager
 from folovllm_lite.checks.config_suite import config
+from folovllm_lite.checks.generation_exercises_suite import generation_exercises
+from folovllm_lite.checks.generation_suite import generation
 from folovllm_lite.checks.harness import CheckFailed
+from folovllm_lite.checks.kv_cache_suite import kv_cache
 from folovllm_lite.checks.model_loader_suite import model_loader
 from folovllm_lite.checks.outputs_suite import outputs
+from folovllm_lite.checks.processor_suite import processor
+from folovllm_lite.checks.qwen3_suite import qwen3
 from folovllm_lite.checks.request_suite import request
 from folovllm_lite.checks.sampler_suite import sampler
 from folovllm_lite.checks.sampling_params_suite import sampling_params
 from folovllm_lite.checks.scheduler_suite import scheduler
+from folovllm_lite.checks.transformer_exercises_suite import (
+    transformer_exercises,
+)
 from folovllm_lite.checks.utils_suite import utils
 
 __all__ = [
     "CheckFailed",
+    "attention",
     "block_manager",
     "config",
+    "generation",
+    "generation_exercises",
+    "kv_cache",
     "model_loader",
     "outputs",
+    "processor",
+    "qwen3",
     "request",
     "sampler",
     "sampling_params",
     "scheduler",
+    "transformer_exercises",
     "utils",
 ]

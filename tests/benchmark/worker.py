@@ -1,28 +1,29 @@
-"""The same work on folovllm_lite, on vLLM and on transformers, each in its own process.
-
-    python tests/benchmark/peers.py folovllm_lite --out ours.json
-    python tests/benchmark/peers.py vllm --out theirs.json      (in vLLM's environment)
-    python tests/benchmark/peers.py transformers --out peer.json
-    python tests/benchmark/peers.py compare ours.json theirs.json
+"""One engine in a process of its own, doing the work that `run.py` sends it.
 
 folovllm_lite and vLLM run the same lines: only the module that LLM and SamplingParams
-come from differs. The work is 64 requests of 16 to 128 prompt tokens with 128 new
-tokens each, the first of them alone, and 50 prompts in both languages whose texts and
-logprobs are kept, to be compared. Greedy, float32, the embedded model.
+come from differs. This file imports nothing of the project but that module, so that it
+runs in vLLM's environment too.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import random
+import sys
 import time
+from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
 
-MODEL = Path(__file__).resolve().parents[2] / "folovllm_lite" / "tiny" / "model"
-NEW_TOKENS, REPEATS = 128, 3
+# name -> (model, requests, fewest and most prompt tokens, new tokens of each)
+WORK = {
+    "a": ("embedded", 64, 16, 128, 128),
+    "b": ("0.6B", 32, 32, 256, 64),
+    "c": ("embedded", 1, 64, 64, 128),
+    "c, 0.6B": ("0.6B", 1, 64, 64, 64),
+}
+DTYPES = {"embedded": "float32", "0.6B": "bfloat16"}
+MAX_LEN = 512
 TEXTS = [
     *(f"{name} went to the {place}" for name in ("Lily", "Zorbo", "Ben", "Mia", "Uvial")
       for place in ("park", "lake", "farm", "school", "market")),
@@ -31,110 +32,282 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def prompts() -> list[list[int]]:
-    """64 prompts of 16 to 128 random token ids, the same on every run."""
+def prompts(work: str) -> list[list[int]]:
+    """Random token ids, the same on every run and for every engine."""
     rng = random.Random(0)
+    _, count, fewest, most, _ = WORK[work]
     return [
-        [rng.randrange(10, 1500) for _ in range(rng.randint(16, 128))]
-        for _ in range(64)
+        [rng.randrange(10, 1500) for _ in range(rng.randint(fewest, most))]
+        for _ in range(count)
     ]
 
 
-def speeds(work: Any, count: int) -> list[float]:
-    """Tokens per second of `count` requests, run several times after a warm-up."""
-    work(count, 8)
-    found = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work(count, NEW_TOKENS)
-        found.append(round(count * NEW_TOKENS / (time.perf_counter() - start), 1))
-    return found
+class VLLM:
+    """vLLM, or an engine with its interface.
 
+    Args:
+        module: that has LLM and SamplingParams.
+        models: name -> directory.
+    """
 
-def engine(name: str) -> dict[str, Any]:
-    """Measure an engine with vLLM's interface."""
-    module = importlib.import_module(name)
-    llm = module.LLM(model=str(MODEL), dtype="float32", max_model_len=512)
+    def __init__(self, module: str, models: dict[str, str]):
+        self.module = importlib.import_module(module)
+        self.models = models
+        self.loaded: dict[str, Any] = {}
 
-    def params(**fields: Any) -> Any:
-        return module.SamplingParams(temperature=0, **fields)
+    def llm(self, model: str) -> Any:
+        """The engine for a model, made the first time."""
+        if model not in self.loaded:
+            self.loaded[model] = self.module.LLM(
+                model=self.models[model], dtype=DTYPES[model], max_model_len=MAX_LEN
+            )
+        return self.loaded[model]
 
-    def work(count: int, tokens: int) -> list:
-        asked = [{"prompt_token_ids": ids} for ids in prompts()[:count]]
-        chosen = params(max_tokens=tokens, ignore_eos=True)
-        return llm.generate(asked, chosen, use_tqdm=False)
+    def generate(self, work: str, tokens: int) -> list[list[int]]:
+        """Serve a workload greedily; the new tokens of each request."""
+        params = self.module.SamplingParams(
+            temperature=0, max_tokens=tokens, ignore_eos=True
+        )
+        asked = [{"prompt_token_ids": ids} for ids in prompts(work)]
+        found = self.llm(WORK[work][0]).generate(asked, params, use_tqdm=False)
+        return [list(each.outputs[0].token_ids) for each in found]
 
-    told = llm.generate(TEXTS, params(max_tokens=60, logprobs=3, stop=["! ", "！"]))
-    return {
-        "64 requests": speeds(work, 64),
-        "1 request": speeds(work, 1),
-        "tokens": [list(each.outputs[0].token_ids) for each in work(64, NEW_TOKENS)],
-        "texts": [each.outputs[0].text for each in told],
-        "logprobs": [
-            [
-                {str(token_id): found.logprob for token_id, found in place.items()}
-                for place in each.outputs[0].logprobs
-            ]
-            for each in told
-        ],
-    }
-
-
-def transformers() -> dict[str, Any]:
-    """Measure `transformers.generate`, the batch padded on the left."""
-    import torch
-
-    from folovllm_lite import ModelConfig, get_model_and_tokenizer
-
-    model, _ = get_model_and_tokenizer(ModelConfig(str(MODEL), dtype="float32"), "cpu")
-
-    @torch.inference_mode()
-    def work(count: int, tokens: int) -> None:
-        asked = prompts()[:count]
-        longest = max(map(len, asked))
-        model.generate(
-            torch.tensor([[0] * (longest - len(ids)) + ids for ids in asked]),
-            attention_mask=torch.tensor(
-                [[0] * (longest - len(ids)) + [1] * len(ids) for ids in asked]
+    def texts(self) -> dict[str, Any]:
+        """50 prompts in two languages, cut at stop strings, and three answers each."""
+        make, llm = self.module.SamplingParams, self.llm("embedded")
+        stopped = llm.generate(
+            TEXTS,
+            make(
+                temperature=0,
+                max_tokens=60,
+                min_tokens=5,
+                logprobs=3,
+                stop=["! ", "！", "。"],
             ),
+            use_tqdm=False,
+        )
+        # vLLM refuses three answers at temperature 0; with top_k = 1 all are equal.
+        three = llm.generate(
+            TEXTS, make(n=3, temperature=1, top_k=1, max_tokens=20), use_tqdm=False
+        )
+        return {
+            "texts": [each.outputs[0].text for each in stopped],
+            "reasons": [
+                (each.outputs[0].finish_reason, each.outputs[0].stop_reason)
+                for each in stopped
+            ],
+            "logprobs": [
+                [
+                    {token_id: each.logprob for token_id, each in place.items()}
+                    for place in each.outputs[0].logprobs
+                ]
+                for each in stopped
+            ],
+            "three": [[one.text for one in each.outputs] for each in three],
+        }
+
+
+class Transformers:
+    """`transformers`, by `generate` with padding on the left or by its own batching."""
+
+    def __init__(self, models: dict[str, str], continuous: bool):
+        import torch
+        import transformers
+
+        self.torch, self.transformers = torch, transformers
+        self.models, self.continuous = models, continuous
+        self.loaded: dict[str, Any] = {}
+
+    def model(self, name: str) -> Any:
+        """The model, loaded the first time."""
+        if name not in self.loaded:
+            made = self.transformers.AutoModelForCausalLM.from_pretrained(
+                self.models[name], dtype=getattr(self.torch, DTYPES[name])
+            )
+            self.loaded[name] = made.eval()
+        return self.loaded[name]
+
+    def generate(self, work: str, tokens: int) -> list[list[int]]:
+        """As `VLLM.generate`."""
+        asked, model = prompts(work), self.model(WORK[work][0])
+        config = self.transformers.GenerationConfig(
             do_sample=False,
-            min_new_tokens=tokens,
             max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            eos_token_id=None,
             pad_token_id=0,
         )
+        with self.torch.inference_mode():
+            if self.continuous:
+                found = model.generate_batch(asked, generation_config=config)
+                # Ids end in the number of the request: req_0, req_1, ...
+                order = sorted(found, key=lambda name: int(name.rsplit("_", 1)[-1]))
+                return [list(found[name].generated_tokens) for name in order]
+            longest = max(map(len, asked))
+            out = model.generate(
+                self.torch.tensor([[0] * (longest - len(ids)) + ids for ids in asked]),
+                attention_mask=self.torch.tensor(
+                    [[0] * (longest - len(ids)) + [1] * len(ids) for ids in asked]
+                ),
+                generation_config=config,
+            )
+        return out[:, longest:].tolist()
 
-    return {"64 requests": speeds(work, 64), "1 request": speeds(work, 1)}
+
+class Ours(VLLM):
+    """folovllm_lite, with what only it is asked for."""
+
+    def __init__(self, models: dict[str, str]):
+        super().__init__("folovllm_lite", models)
+
+    def engine(self, **options: Any) -> Any:
+        """An LLMEngine of the embedded model."""
+        made = self.module.LLM(self.models["embedded"], dtype="float32", **options)
+        return made.llm_engine
+
+    def params(self, tokens: int) -> Any:
+        """Greedy, to the last of `tokens` tokens."""
+        return self.module.SamplingParams(
+            temperature=0, max_tokens=tokens, ignore_eos=True
+        )
+
+    def first_tokens(self, caching: bool, warm: bool) -> dict[str, Any]:
+        """(d) 32 requests that share a 512-token prefix: times to first token.
+
+        With `warm` a request with the same prefix was served before, as with the
+        system prompt of a chat; without, all 32 are the first.
+        """
+        rng = random.Random(0)
+        prefix = [rng.randrange(10, 1500) for _ in range(512)]
+        tails = [
+            [rng.randrange(10, 1500) for _ in range(rng.randint(8, 32))]
+            for _ in range(33)
+        ]
+        engine = self.engine(enable_prefix_caching=caching)
+        if warm:
+            engine.add_request("0", prefix + tails[0], self.params(4))
+            while engine.has_unfinished_requests():
+                engine.step()
+        began, seen = time.perf_counter(), {}
+        for number, tail in enumerate(tails[1:], start=1):
+            engine.add_request(str(number), prefix + tail, self.params(16))
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                seen.setdefault(output.request_id, time.perf_counter() - began)
+        return {
+            "first tokens": sorted(seen.values()),
+            "total": time.perf_counter() - began,
+            "hit rate": engine.stats()["prefix_hit_rate"],
+        }
+
+    def gaps(self, chunk: int | None) -> dict[str, Any]:
+        """(e) A 1,800-token prompt arrives among 16 running decodes."""
+        rng = random.Random(0)
+        chunks = {"enable_chunked_prefill": True, "max_num_batched_tokens": chunk}
+        engine = self.engine(**(chunks if chunk else {}))
+        for number in range(16):
+            ids = [rng.randrange(10, 1500) for _ in range(32)]
+            engine.add_request(str(number), ids, self.params(200))
+        for _ in range(20):
+            engine.step()
+        engine.add_request(
+            "long", [rng.randrange(10, 1500) for _ in range(1800)], self.params(8)
+        )
+        began = last = time.perf_counter()
+        gaps, tokens, first = [], 0, None
+        while engine.has_unfinished_requests():
+            outputs = engine.step()
+            now = time.perf_counter()
+            tokens += len(outputs)
+            ids = {output.request_id for output in outputs}
+            if "long" in ids and first is None:
+                first = now - began
+            if ids - {"long"}:  # every running request gets a token in every step
+                gaps.append(now - last)
+                last = now
+        total = time.perf_counter() - began
+        return {
+            "longest gap": max(gaps),
+            "tokens/s": tokens / total,
+            "first token of the long prompt": first,
+        }
+
+    def cost(self, count: int) -> dict[str, Any]:
+        """Where the time of a decoding step goes with `count` requests running."""
+        module = importlib.import_module("folovllm_lite.engine")
+        rng = random.Random(0)
+        engine = self.engine(max_model_len=MAX_LEN)
+        for number in range(count):
+            ids = [rng.randrange(10, 1500) for _ in range(rng.randint(16, 128))]
+            engine.add_request(str(number), ids, self.params(128))
+        while engine.scheduler.waiting:
+            engine.step()
+        spent = {"forward": 0.0, "sample": 0.0}
+
+        def timed(function: Any, name: str) -> Any:
+            def wrapper(*args: Any) -> Any:
+                began = time.perf_counter()
+                try:
+                    return function(*args)
+                finally:
+                    spent[name] += time.perf_counter() - began
+
+            return wrapper
+
+        model, sample = engine.model, module.sample
+        model.forward = timed(model.forward, "forward")
+        model.logits = timed(model.logits, "forward")
+        module.sample = timed(sample, "sample")
+        steps, held, began = 0, [], time.perf_counter()
+        paused = 0.0
+        while steps < 110:
+            engine.advance()  # as `LLM.generate` does: outputs are made at the end
+            steps += 1
+            looked = time.perf_counter()
+            stats = engine.stats()
+            slots = stats["blocks_held"] * engine.blocks.block_size
+            held.append(1 - stats["tokens_held"] / slots)
+            paused += time.perf_counter() - looked
+        total = time.perf_counter() - began - paused
+        module.sample = sample
+        del model.forward, model.logits
+        rest = total - sum(spent.values())
+        return {
+            "step ms": 1000 * total / steps,
+            "forward ms": 1000 * spent["forward"] / steps,
+            "sample ms": 1000 * spent["sample"] / steps,
+            "engine ms": 1000 * rest / steps,
+            "engine share": rest / total,
+            "waste in blocks": sum(held) / len(held),
+        }
 
 
-def compare(first: dict[str, Any], second: dict[str, Any]) -> None:
-    """Print how far two runs agree."""
-    pairs = list(zip(first["tokens"], second["tokens"], strict=True))
-    print(f"{sum(a == b for a, b in pairs)} of {len(pairs)} requests: the same tokens")
-    texts = list(zip(first["texts"], second["texts"], strict=True))
-    print(f"{sum(a == b for a, b in texts)} of {len(texts)} texts are the same")
-    largest = max(
-        abs(a[token_id] - b[token_id])
-        for ours, theirs in zip(first["logprobs"], second["logprobs"], strict=True)
-        for a, b in zip(ours, theirs, strict=True)
-        for token_id in a.keys() & b.keys()
-    )
-    print(f"largest difference of a logprob: {largest:.6f}")
+def make(name: str, models: dict[str, str]) -> Any:
+    """The engine that a process is to be."""
+    if name == "folovllm_lite":
+        return Ours(models)
+    if name == "vllm":
+        return VLLM(name, models)
+    return Transformers(models, continuous=name.endswith("batching"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", help="folovllm_lite, vllm, transformers, or compare")
-    parser.add_argument("files", nargs="*", type=Path, help="two files to compare")
-    parser.add_argument("--out", type=Path, help="where to write what was found")
-    args = parser.parse_args()
-    if args.what == "compare":
-        compare(*(json.loads(file.read_text()) for file in args.files))
-        return
-    found = transformers() if args.what == "transformers" else engine(args.what)
-    print({name: found[name] for name in ("64 requests", "1 request")})
-    if args.out:
-        args.out.write_text(json.dumps(found))
+    """Answer jobs, (method, arguments), until there are no more."""
+    name, port, key = sys.argv[1:]
+    with Client(("localhost", int(port)), authkey=bytes.fromhex(key)) as connection:
+        engine = make(name, connection.recv())
+        connection.send("ready")
+        while (job := connection.recv()) is not None:
+            method, args = job
+            began = time.perf_counter()
+            try:
+                found = getattr(engine, method)(*args)
+            except Exception as error:  # the driver says it, and goes on
+                connection.send(("failed", f"{type(error).__name__}: {error}"))
+            else:
+                connection.send((time.perf_counter() - began, found))
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     main()

@@ -20,7 +20,7 @@ MAX_UNCOMPARED = 2
 MAX_KILOBYTES = 400
 
 IGNORE = "# NBVAL_IGNORE_OUTPUT"
-TAGS = ("nbval-ignore-output", "nbval-skip", "raises-exception")
+TAGS = ("gpu", "nbval-ignore-output", "nbval-skip", "raises-exception")
 PKG_TAG = re.compile(r"pkg:folovllm_lite(\.\w+)+")
 
 Problems = Iterator[str]
@@ -345,11 +345,44 @@ def check_exercises(cells: list[Cell]) -> Problems:
             yield f"exercise {number} has no hints folded in <details>"
 
 
+# GitHub reads an answer as Markdown only between blank lines.
+FOLD = re.compile(
+    r">\s*<summary>(.*?)</summary>[ \t]*\n\s*?\n(.*?)\n\s*?\n</details>", re.S
+)
+QUESTIONS = 3
+
+
+def folds(cells: list[Cell]) -> list[tuple[str, str]]:
+    """The (summary, text) of every <details>; ("", "") for one in another form."""
+    text = "\n\n".join(cell.source for cell in cells if cell.is_markdown)
+    # Cut at the openings, so that one without an end can't swallow the next.
+    found = [FOLD.match(part) for part in text.split("<details")[1:]]
+    return [
+        (match[1].strip(), match[2].strip()) if match else ("", "") for match in found
+    ]
+
+
+def check_answers(cells: list[Cell]) -> Problems:
+    """The form that interview.py reads: it must neither miss nor garble a question."""
+    for number, (question, answer) in enumerate(folds(cells), start=1):
+        if not (question and answer):
+            yield (
+                f"Recap's question {number} has no answer that can be read: write "
+                "<details><summary>question</summary>, a blank line, the answer, "
+                "a blank line, </details>"
+            )
+        if re.search(r"`|\*\*|\]\(", question):
+            yield (
+                f"Recap's question {number} has Markdown in its <summary>, which is "
+                "HTML: write <code>, <b> or <a>"
+            )
+
+
 def check_recap(cells: list[Cell]) -> Problems:
-    folded = sum(cell.source.count("<details>") for cell in cells)
-    if folded < 3:
+    count = len(folds(cells))
+    if count != QUESTIONS:
         yield (
-            f"Recap has {folded} folded answers: three interview questions, "
+            f"Recap has {count} folded answers: three interview questions, "
             "each with its answer in <details>"
         )
 
@@ -384,7 +417,11 @@ SECTIONS = (
     Section("Cost", (check_code("Cost"),)),
     Section("In vLLM", (check_in_vllm,)),
     Section("Exercises", (check_exercises,)),
-    Section("Recap", (check_recap, check_next), tour=(check_next,)),
+    Section(
+        "Recap",
+        (check_recap, check_answers, check_next),
+        tour=(check_answers, check_next),
+    ),
     Section("On a GPU", (check_code("On a GPU"),), optional=True),
 )
 

@@ -64,7 +64,10 @@ def lesson_cells() -> list[dict]:
             code(STUB, "raises-exception", outputs=(ERROR,)),
             code(JUDGE, "raises-exception", outputs=(ERROR,)),
         ]
-    answers = "<details>an answer</details>\n" * 3
+    answers = "\n\n".join(
+        f"<details><summary>Interview: why {what}?</summary>\n\n{what}\n\n</details>"
+        for what in ("noise", "ranks", "raw logits")
+    )
     return [
         markdown("# 03 Sampler\nWhich token comes next? 30 minutes."),
         markdown(GOALS),

@@ -93,6 +93,9 @@ def html(text):
 
 
 VIEW = "application/vnd.jupyter.widget-view+json"
+QUESTION = (
+    "<details><summary>Interview: why ranks?</summary>\n\nranks\n\n</details>\n\n"
+)
 IGNORED = "# the clock\n# NBVAL_IGNORE_OUTPUT\nx = 1"
 
 # What is broken, and words of the message that must come of it.
@@ -244,6 +247,28 @@ BROKEN = {
         "no checks call",
     ),
     "answers in the open": (edit("## Recap", "<details>", ""), "0 folded answers"),
+    "two questions": (edit("## Recap", QUESTION, ""), "2 folded answers"),
+    "four questions": (edit("## Recap", QUESTION, 2 * QUESTION), "4 folded answers"),
+    "a question without an answer": (
+        edit("## Recap", "\n\nranks", ""),
+        "question 2 has no answer that can be read",
+    ),
+    "a fold without a question": (
+        edit("## Recap", "<summary>Interview: why ranks?</summary>", ""),
+        "question 2 has no answer that can be read",
+    ),
+    "a fold that doesn't end": (
+        edit("## Recap", "raw logits\n\n</details>", "raw logits"),
+        "question 3 has no answer that can be read",
+    ),
+    "an answer that GitHub would show raw": (
+        edit("## Recap", "</summary>\n\nnoise", "</summary>\nnoise"),
+        "question 1 has no answer that can be read",
+    ),
+    "Markdown in a summary": (
+        edit("## Recap", "why ranks", "why `ranks`"),
+        "question 2 has Markdown in its <summary>",
+    ),
     "no way on": (edit("## Recap", ".ipynb", ""), "links to the next"),
     "a section of its own": (add(markdown("## By the way")), "is no section"),
     "sections swapped": (

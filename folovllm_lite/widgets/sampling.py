@@ -1,11 +1,9 @@
-"""Widgets: dials to turn over plain functions, which are tested without a browser.
+"""The sampling explorer: what the parameters do to one distribution.
 
-What the sampling explorer shows is computed by `explore` and drawn by
-`draw_exploration`; the class below them only holds the dials. Where no kernel answers,
-on the repository's page for instance, a widget is the picture of its first state.
+What it shows is computed by `explore` and drawn by `draw_exploration`; the class only
+holds the dials.
 """
 
-import html
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -19,9 +17,18 @@ from torch import Tensor
 from folovllm_lite import viz
 from folovllm_lite.sampler import SamplingRow, filter_logits, sample
 from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.widgets.dials import (
+    TOP_K,
+    framed,
+    read_dials,
+    sliders_of,
+    spoken,
+    wide,
+)
+from folovllm_lite.widgets.words import label, percent
 
 # Written by `python -m folovllm_lite.tiny.next_tokens`.
-NEXT_TOKENS = Path(__file__).parent / "tiny" / "next_tokens.json"
+NEXT_TOKENS = Path(__file__).parents[1] / "tiny" / "next_tokens.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,13 +172,6 @@ def sentence(step: Step, vocabulary: int) -> str:
     )
 
 
-def label(text: str) -> str:
-    """A token's text for a picture: spaces visible, control characters spelled out."""
-    return "".join(
-        c if c.isprintable() else f"\\x{ord(c):02x}" for c in viz._label(text)
-    )
-
-
 def draw_tokens(
     logits: Tensor, params: SamplingParams, count: int, generator: torch.Generator
 ) -> list[int]:
@@ -194,13 +194,8 @@ class _Bar:
     @property
     def change(self) -> str:
         """From the model's share to the one after the temperature."""
-        before = "" if self.model == self.seen else f"{_percent(self.model)} → "
-        return f"{before}{_percent(self.seen)}"
-
-
-def _percent(share: float) -> str:
-    """A rounded share in words: a token that can be drawn doesn't have 0%."""
-    return f"{share:.0%}" if share else "<1%"
+        before = "" if self.model == self.seen else f"{percent(self.model)} → "
+        return f"{before}{percent(self.seen)}"
 
 
 def _bars(found: Exploration, tally: Counter[int]) -> list[_Bar]:
@@ -209,7 +204,7 @@ def _bars(found: Exploration, tally: Counter[int]) -> list[_Bar]:
     bars = []
     for c in found.candidates:
         model, seen, chance = (round(x, 2) for x in (c.probability, c.warmed, c.chance))
-        fate = f"cut by {c.cut_by}" if c.cut_by else _percent(chance)
+        fate = f"cut by {c.cut_by}" if c.cut_by else percent(chance)
         if c.cut_by == "greedy":  # which is no filter
             fate = "not the likeliest"
         if drawn and not c.cut_by:
@@ -219,7 +214,7 @@ def _bars(found: Exploration, tally: Counter[int]) -> list[_Bar]:
         return bars
     model = round(max(0.0, 1 - sum(c.probability for c in found.candidates)), 2)
     seen, chance = round(found.others_warmed, 2), round(found.others_chance, 2)
-    fate = _percent(chance) if found.others_left else "all cut"
+    fate = percent(chance) if found.others_left else "all cut"
     if 0 < found.others_left < found.others:
         fate += f", {found.others_left:,} left"
     if drawn and found.others_left:
@@ -325,7 +320,7 @@ class SamplingExplorer:
         seed: of the draws.
     """
 
-    TOP_K = (*range(1, 11), 12, 15, 20, 30, 50, 100)
+    TOP_K = TOP_K
 
     def __init__(
         self,
@@ -341,43 +336,18 @@ class SamplingExplorer:
         start = params or SamplingParams()
         self.tally: Counter[int] = Counter()
         self.generator = torch.Generator().manual_seed(seed)
-        wide = {
-            "style": {"description_width": "20em"},
-            "layout": w.Layout(width="100%", max_width="760px"),
-        }
         self.context = w.Dropdown(
             options=[(c.prompt, i) for i, c in enumerate(self.contexts)],
             description="Continue this text",
-            **wide,
+            **wide(),
         )
-        self.temperature = w.FloatSlider(
-            value=start.temperature, min=0, max=max(3, start.temperature), step=0.1,
-            readout_format=".1f",
-            description="Divide the logits by (temperature)", **wide,
-        )  # fmt: skip
-        self.min_p = w.FloatSlider(
-            value=start.min_p, min=0, max=1, step=0.01, readout_format=".2f",
-            description="Cut below this × the likeliest (min_p)",
-            **wide,
-        )  # fmt: skip
-        known = {*self.TOP_K, start.top_k} - {-1}
-        self.top_k = w.SelectionSlider(
-            options=[*((str(k), k) for k in sorted(known)), ("all", -1)],
-            value=start.top_k,
-            description="Keep the k likeliest tokens (top_k)",
-            **wide,
-        )
-        self.top_p = w.FloatSlider(
-            value=start.top_p, min=min(0.01, start.top_p), max=1, step=0.01,
-            readout_format=".2f",
-            description="Keep likeliest up to this sum (top_p)",
-            **wide,
-        )  # fmt: skip
+        sliders = sliders_of(start)
+        self.temperature, self.min_p, self.top_k, self.top_p = sliders
         self.draw_one = w.Button(description="Draw a token")
         self.draw_many = w.Button(description="Draw 100 tokens")
         self.clear = w.Button(description="Clear the tally")
         self.figure, self.status = w.HTML(), w.HTML()
-        dials = [self.context, self.temperature, self.min_p, self.top_k, self.top_p]
+        dials = [self.context, *sliders]
         for dial in dials:
             dial.observe(self._turned, "value")
         self.draw_one.on_click(lambda _: self.draw(1))
@@ -391,12 +361,7 @@ class SamplingExplorer:
     @property
     def params(self) -> SamplingParams:
         """What the dials say."""
-        return SamplingParams(
-            temperature=round(self.temperature.value, 3),
-            min_p=round(self.min_p.value, 3),
-            top_k=self.top_k.value,
-            top_p=round(self.top_p.value, 3),
-        )
+        return SamplingParams(**read_dials(self))
 
     @property
     def picture(self) -> viz.Picture:
@@ -419,16 +384,7 @@ class SamplingExplorer:
         self._show("Nothing drawn yet.")
 
     def _show(self, status: str) -> None:
-        picture = self.picture
-        # Screen readers read the picture's text, and the status when it changes.
-        text = html.escape(picture.text, quote=True)
-        # In a narrow window the picture shrinks instead of being cut off.
-        svg = picture.svg.replace(
-            "<svg ", '<svg style="max-width:100%;height:auto" ', 1
-        )
-        self.figure.value = f'<div role="img" aria-label="{text}">{svg}</div>'
-        status = html.escape(status)
-        self.status.value = f'<p aria-live="polite" style="margin:4px 0">{status}</p>'
+        self.figure.value, self.status.value = framed(self.picture), spoken(status)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict:
         """The widget, and for pages without a kernel its picture and its text."""

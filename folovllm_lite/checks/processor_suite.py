@@ -1,0 +1,799 @@
+"""What has to be true of text that goes in and text that comes out (notebook 08)."""
+
+import random
+from collections.abc import Iterator
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+from folovllm_lite import processor as package
+from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
+from folovllm_lite.outputs import Logprob
+from folovllm_lite.sampling_params import SamplingParams
+
+_SUITE = Suite(package)
+
+
+def processor(pieces: Any = None, /, **named: Any) -> None:
+    """Judge InputProcessor, TokenTexts, ByteDetokenizer, WindowDetokenizer,
+    OutputBuilder, find_stop and held_back, or some of them.
+
+    `checks.processor(held_back=mine)` judges one function, `checks.processor(module)`
+    all of a module. The exercises of notebook 08 are judged as `predict_news`, `ready`
+    and `hide`. Raises CheckFailed at the end if a property doesn't hold.
+    """
+    _SUITE.run(pieces, **named)
+
+
+# ----- tokenizers that are small enough to see through
+
+
+class _Letters:
+    """Knows a to e as 1 to 5; `encode` puts the special token <s>, 0, in front."""
+
+    chat_template = "<s>role:content;... assistant:"
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        marks = text.split("<s>")
+        ids = [[1 + "abcde".find(c) for c in mark if c in "abcde"] for mark in marks]
+        joined = ids[0] + [i for part in ids[1:] for i in (0, *part)]
+        return [0, *joined] if add_special_tokens else joined
+
+    def apply_chat_template(
+        self, messages: list, tokenize: bool = True, add_generation_prompt: bool = False
+    ) -> Any:
+        text = "<s>" + "".join(f"{m['role']}:{m['content']};" for m in messages)
+        text += "assistant:" if add_generation_prompt else ""
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+
+class _Pieces:
+    """Byte-level: token i is the i-th of the given byte strings."""
+
+    def __init__(self, pieces: list[bytes], special: tuple[int, ...] = ()):
+        self.pieces, self.all_special_ids = pieces, list(special)
+        self.backend_tokenizer = SimpleNamespace(decoder=type("ByteLevel", (), {})())
+        alphabet = package._byte_alphabet()  # noqa: SLF001
+        self._letter = {byte: char for char, byte in alphabet.items()}
+
+    def convert_ids_to_tokens(self, token_id: int) -> str:
+        return "".join(self._letter[byte] for byte in self.pieces[token_id])
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False, **_: Any) -> str:
+        skip = self.all_special_ids if skip_special_tokens else ()
+        kept = [self.pieces[i] for i in ids if i not in skip]
+        return b"".join(kept).decode("utf-8", "replace")
+
+
+class _Spaced:
+    """Words; a space stands before each, but not at the start of a text."""
+
+    all_special_ids = ()
+    backend_tokenizer = SimpleNamespace(decoder=type("Metaspace", (), {})())
+    words = ("once", "upon", "a", "time")
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return " ".join(self.words[i] for i in ids)
+
+
+def _show(pieces: list[bytes]) -> str:
+    """Pieces as a line: text where it is text, else hex."""
+    shown = []
+    for piece in pieces:
+        try:
+            shown.append(repr(piece.decode()))
+        except UnicodeDecodeError:
+            shown.append(piece.hex(" "))
+    return " | ".join(shown)
+
+
+def _expect_text(given: str, got: Any, wanted: str) -> None:
+    """Like `expect`, with quotes, so that nothing and a space can be seen."""
+    expect(given, repr(got), repr(wanted))
+
+
+def _run(p: SimpleNamespace, pieces: list[bytes], prompt: int = 0, **more: Any) -> Any:
+    """An OutputBuilder fed with the pieces behind the prompt's, and what it showed."""
+    special, eos = more.pop("special", ()), more.pop("eos", ())
+    params = SamplingParams(**{"max_tokens": None, **more})
+    texts = p.TokenTexts(_Pieces(pieces, special))
+    ids = list(range(len(pieces)))
+    limit = params.max_tokens or len(ids) - prompt
+    builder = p.OutputBuilder(texts, ids[:prompt], params, eos, limit)
+    shown = []
+    for token_id in ids[prompt:]:
+        builder.append(token_id, -0.5)
+        shown.append(builder.text)
+        if builder.finish_reason:
+            break
+    return builder, shown
+
+
+def _cuts(data: bytes, rng: random.Random) -> list[bytes]:
+    """Some bytes in pieces, most of them one to three bytes long."""
+    pieces = []
+    while data:
+        size = rng.choice((1, 1, 2, 3, 5))
+        pieces.append(data[:size])
+        data = data[size:]
+    return pieces
+
+
+def _streams(count: int, letters: str = "aé从🙂�\n") -> Iterator[list[bytes]]:
+    """Texts of one to four bytes a character, cut anywhere, the shortest first."""
+    rng = random.Random(8)
+    for number in range(count):
+        text = "".join(rng.choices(letters, k=1 + number // 8))
+        yield _cuts(text.encode(), rng)
+
+
+# ----- InputProcessor
+
+
+def _input(p: SimpleNamespace, tokenizer: Any = None, limit: int = 8) -> Any:
+    return p.InputProcessor(tokenizer or _Letters(), 6, limit)
+
+
+@_SUITE.property(
+    "InputProcessor", hint="a prompt of ids has no text; its list belongs to the caller"
+)
+def _forms(p: SimpleNamespace) -> None:
+    """A prompt is a string, ids, or a dict with either; ids have no text and are
+    copied.
+    """
+    given, params = _input(p), SamplingParams(max_tokens=1)
+    for prompt, wanted in (
+        ("ab", ("ab", [0, 1, 2])),
+        ([1, 2], (None, [1, 2])),
+        ({"prompt": "ab"}, ("ab", [0, 1, 2])),
+        ({"prompt_token_ids": [1, 2]}, (None, [1, 2])),
+        ({"prompt": "ab", "prompt_token_ids": [5]}, ("ab", [5])),
+    ):
+        expect(f"process({prompt!r})", tuple(given.process(prompt, params)), wanted)
+    mine = [1, 2]
+    given.process(mine, params)[1].append(3)
+    expect("the caller's list after the answer's was changed", mine, [1, 2])
+
+
+@_SUITE.property(
+    "InputProcessor", hint="True is an int to isinstance; which type is it really?"
+)
+def _strange(p: SimpleNamespace) -> None:
+    """What is no prompt is a TypeError; an empty one, or half a surrogate pair, a
+    ValueError.
+    """
+    given, params = _input(p), SamplingParams(max_tokens=1)
+    for prompt in (None, 5, {"text": "ab"}, ["a"], [1.0], [True], {"prompt": 5}):
+        call = lambda prompt=prompt: given.process(prompt, params)  # noqa: E731
+        expect_error(f"process({prompt!r})", call, TypeError)
+    for prompt in ([], {"prompt_token_ids": []}, "a\ud83d"):
+        call = lambda prompt=prompt: given.process(prompt, params)  # noqa: E731
+        expect_error(f"process({prompt!r})", call, ValueError)
+
+
+@_SUITE.property(
+    "InputProcessor",
+    hint="the last id is V - 1, and a negative index is one that Python accepts",
+)
+def _vocabulary(p: SimpleNamespace) -> None:
+    """Ids outside the vocabulary, in the prompt or as stop tokens, are refused with
+    both numbers.
+    """
+    given, params = _input(p), SamplingParams(max_tokens=1)
+    expect("V = 6: process([0, 5])", given.process([0, 5], params)[1], [0, 5])
+    for wrong in (6, -1, 99):
+        call = lambda wrong=wrong: given.process([1, wrong], params)  # noqa: E731
+        expect_error(f"V = 6: process([1, {wrong}])", call, ValueError, str(wrong), "6")
+    params = SamplingParams(max_tokens=1, stop_token_ids=[7])
+    call = lambda: given.process([1], params)  # noqa: E731
+    expect_error("V = 6: stop_token_ids=[7]", call, ValueError, "7", "6")
+    for name in ("logprobs", "prompt_logprobs"):
+        wish = SamplingParams(max_tokens=1, **{name: 7})
+        call = lambda wish=wish: given.process([1], wish)  # noqa: E731
+        expect_error(f"V = 6: {name}=7", call, ValueError, name, "7")
+
+
+@_SUITE.property(
+    "InputProcessor", hint="prompt and output share the limit; equal is not beyond"
+)
+def _length(p: SimpleNamespace) -> None:
+    """Prompt and max_tokens together fill at most max_model_len; refused with the
+    numbers.
+    """
+    given = _input(p, limit=5)
+    ask = lambda n, wanted: given.process([1] * n, SamplingParams(max_tokens=wanted))  # noqa: E731
+    for n, wanted in ((3, 2), (4, 1), (4, None)):
+        name = f"max_model_len 5, prompt {n}, max_tokens {wanted}: length of the ids"
+        expect(name, len(ask(n, wanted)[1]), n)
+    for n, wanted in ((3, 3), (5, None), (5, 1), (9, None)):
+        name = f"max_model_len 5, prompt {n}, max_tokens {wanted}"
+        call = lambda n=n, wanted=wanted: ask(n, wanted)  # noqa: E731
+        expect_error(name, call, ValueError, "5", str(n))
+
+
+@_SUITE.property(
+    "InputProcessor", hint="whose turn is it at the end of the text, and who wrote <s>?"
+)
+def _chat(p: SimpleNamespace) -> None:
+    """A chat becomes the template's text, ready for the answer, and no special token
+    is added twice.
+    """
+    made = _input(p).chat([{"role": "user", "content": "ab"}])
+    given = "chat([user: 'ab']) with a template that writes <s> itself:"
+    expect(f"{given} prompt", made["prompt"], "<s>user:ab;assistant:")
+    # The letters a to e: e of user, ab, and a, a of assistant.
+    expect(f"{given} prompt_token_ids", made["prompt_token_ids"], [0, 5, 1, 2, 1, 1])
+
+
+@_SUITE.property(
+    "InputProcessor", hint="look at every message before the template sees the first"
+)
+def _no_chat(p: SimpleNamespace) -> None:
+    """No messages, a message without role and content, or no template: refused."""
+    given = _input(p)
+    good = {"role": "user", "content": "a"}
+    for messages, error in (
+        ([], ValueError),
+        ([good, {"role": "user"}], TypeError),
+        ([{"content": "a"}], TypeError),
+        (["a"], TypeError),
+        ([{"role": "user", "content": None}], TypeError),
+    ):
+        call = lambda messages=messages: given.chat(messages)  # noqa: E731
+        expect_error(f"chat({messages!r})", call, error)
+    bare = _Letters()
+    bare.chat_template = None
+    call = lambda: _input(p, bare).chat([good])  # noqa: E731
+    expect_error("a tokenizer without chat template", call, ValueError, "template")
+
+
+# ----- TokenTexts
+
+
+@_SUITE.property(
+    "TokenTexts", hint="printable bytes are their own letter; which 68 aren't?"
+)
+def _bytes(p: SimpleNamespace) -> None:
+    """A token's bytes are its own, all 256 of them; an added token is plain text."""
+    texts = p.TokenTexts(_Pieces([bytes([byte]) for byte in range(256)]))
+    expect("spelling of a byte-level tokenizer", texts.spelling, "ByteLevel")
+    for byte in (0x41, 0x20, 0xE9, 0xAD, *range(256)):
+        expect(
+            f"bytes_of the token of byte {byte:02x}",
+            texts.bytes_of(byte).hex(),
+            f"{byte:02x}",
+        )
+    tokenizer = _Pieces([b"a", b"b"], special=(1,))
+    tokenizer.convert_ids_to_tokens = lambda _: "<龙>"
+    texts = p.TokenTexts(tokenizer)
+    expect("bytes_of the added token <龙>", texts.bytes_of(0), "<龙>".encode())
+    expect("special_ids", sorted(texts.special_ids), [1])
+    expect(
+        "text_of an unfinished character",
+        p.TokenTexts(_Pieces([b"\xe9"])).text_of(0),
+        "�",
+    )
+
+
+@_SUITE.property(
+    "TokenTexts", hint="this kind has a token for a byte, and text for everything else"
+)
+def _fallback(p: SimpleNamespace) -> None:
+    """Llama 2's tokens are read too: <0xE4> is a byte, ▁ a space; other kinds have no
+    spelling.
+    """
+    steps = [{"type": kind} for kind in ("Replace", "ByteFallback", "Fuse", "Strip")]
+    backend = SimpleNamespace(
+        decoder=type("Sequence", (), {})(),
+        to_str=lambda: package.json.dumps({"decoder": {"decoders": steps}}),
+    )
+    tokens = ["<0xE4>", "\u2581once", "龙", "<0xZZ>"]
+    tokenizer = SimpleNamespace(
+        all_special_ids=[],
+        backend_tokenizer=backend,
+        convert_ids_to_tokens=lambda i: tokens[i],
+    )
+    texts = p.TokenTexts(tokenizer)
+    expect("spelling of Llama 2's tokenizer", texts.spelling, "ByteFallback")
+    wanted = [b"\xe4", b" once", "龙".encode(), b"<0xZZ>"]
+    for i, token in enumerate(tokens):
+        expect(f"bytes_of {token}", texts.bytes_of(i), wanted[i])
+    expect("spelling of another kind", p.TokenTexts(_Spaced()).spelling, None)
+
+
+# ----- ByteDetokenizer
+
+
+@_SUITE.property(
+    "ByteDetokenizer",
+    hint="the lead byte says how long a character is; who remembers what came before?",
+)
+def _whole(p: SimpleNamespace) -> None:
+    """Every token shows the characters that are complete, none half, none late."""
+    for pieces in ([b"a"], [b"\xe9", b"\xbe", b"\x99"], *_streams(80)):
+        made = p.ByteDetokenizer(p.TokenTexts(_Pieces(pieces)), [], True)
+        text = ""
+        for count in range(len(pieces)):
+            text += made.append(count)
+            wanted = b"".join(pieces[: count + 1]).decode("utf-8", "ignore")
+            _expect_text(
+                f"{_show(pieces)}: shown after {count + 1} tokens", text, wanted
+            )
+        expect(f"{_show(pieces)}: finish()", made.finish(), "")
+
+
+@_SUITE.property(
+    "ByteDetokenizer", hint="ef bf bd is a character like others; a stray 99 never is"
+)
+def _meant(p: SimpleNamespace) -> None:
+    """U+FFFD that is meant comes at once; broken bytes become U+FFFD and hold nobody
+    up.
+    """
+    for pieces, wanted in (
+        (["�".encode()], ["�"]),
+        (["�".encode()] * 6, ["�"] * 6),
+        ([b"\x99", b"a"], ["�", "a"]),
+        ([b"\xe9", b"a"], ["", "�a"]),
+    ):
+        made = p.ByteDetokenizer(p.TokenTexts(_Pieces(pieces)), [], True)
+        got = [made.append(i) for i in range(len(pieces))]
+        expect(f"{_show(pieces)}: new text of each token", got, wanted)
+    made = p.ByteDetokenizer(p.TokenTexts(_Pieces([b"a\xe9\xbe"])), [], True)
+    got = [made.append(0), made.finish()]
+    expect("61 e9 be, and then the end: append, finish", got, ["a", "�"])
+
+
+@_SUITE.property(
+    "ByteDetokenizer", hint="its first bytes are in the prompt; its end is the output's"
+)
+def _prompt(p: SimpleNamespace) -> None:
+    """A prompt that ends inside a character: the whole character is output, once."""
+    for text in ("é", "从", "🙂", "�"):
+        data = text.encode()
+        for cut in range(1, len(data)):
+            single = [bytes([byte]) for byte in data]
+            for pieces, prompt in (
+                ([b"ab" + data[:cut], data[cut:], b"!"], 1),
+                ([b"ab", *single, b"!"], 1 + cut),
+            ):
+                texts = p.TokenTexts(_Pieces(pieces))
+                ids = list(range(len(pieces)))
+                made = p.ByteDetokenizer(texts, ids[:prompt], True)
+                got = "".join(made.append(i) for i in ids[prompt:])
+                given = (
+                    f"prompt {_show(pieces[:prompt])}, then {_show(pieces[prompt:])}"
+                )
+                _expect_text(given, got, text + "!")
+
+
+@_SUITE.property(
+    "ByteDetokenizer", hint="a token that is skipped adds no bytes, wherever it stands"
+)
+def _special(p: SimpleNamespace) -> None:
+    """Special tokens are left out or kept, and never break a character open."""
+    for skip, pieces, prompt, wanted in (
+        (True, [b"a", b"<s>", b"b"], 0, "ab"),
+        (False, [b"a", b"<s>", b"b"], 0, "a<s>b"),
+        (True, [b"\xe9", b"<s>", b"\xbe\x99"], 0, "龙"),
+        (True, [b"\xe9\xbe", b"<s>", b"\x99"], 2, "龙"),
+    ):
+        texts = p.TokenTexts(_Pieces(pieces, special=(1,)))
+        ids = list(range(len(pieces)))
+        made = p.ByteDetokenizer(texts, ids[:prompt], skip)
+        got = "".join(map(made.append, ids[prompt:])) + made.finish()
+        given = f"{_show(pieces)}, {prompt} of them prompt, skip_special={skip}"
+        _expect_text(given, got, wanted)
+
+
+# ----- WindowDetokenizer
+
+
+@_SUITE.property(
+    "WindowDetokenizer", hint="the new text is what a window gained; the rest was shown"
+)
+def _window(p: SimpleNamespace) -> None:
+    """Through a window of decoded tokens the text comes whole, and no half character
+    in between.
+    """
+    for pieces in (
+        [b"a"],
+        [b"\xe9", b"\xbe", b"\x99", b"a"],
+        *_streams(80, "aé从🙂\n"),
+    ):
+        text = b"".join(pieces).decode()
+        made = p.WindowDetokenizer(p.TokenTexts(_Pieces(pieces)), [], True, True)
+        shown = ""
+        for i in range(len(pieces)):
+            shown += made.append(i)
+            if not text.startswith(shown):
+                given = f"{_show(pieces)}: shown after {i + 1} tokens"
+                fail(given, repr(shown), f"a beginning of {text!r}")
+        given = f"{_show(pieces)}: all of it"
+        _expect_text(given, shown + made.finish(), text)
+
+
+@_SUITE.property(
+    "WindowDetokenizer", hint="no character has more than four bytes: when is it long?"
+)
+def _window_meant(p: SimpleNamespace) -> None:
+    """It waits for at most four tokens when a text ends in U+FFFD."""
+    made = p.WindowDetokenizer(
+        p.TokenTexts(_Pieces(["�".encode()] * 6)), [], True, True
+    )
+    text = ""
+    for count in range(1, 7):
+        text += made.append(count - 1)
+        if len(text) <= count - 4:
+            given = f"{count} times the token 'ef bf bd': characters shown"
+            fail(given, len(text), f"at least {count - 3}")
+    expect("6 times the token 'ef bf bd'", text + made.finish(), "�" * 6)
+
+
+@_SUITE.property(
+    "WindowDetokenizer",
+    hint="decode a token together with those before it, never alone",
+)
+def _window_spaces(p: SimpleNamespace) -> None:
+    """A tokenizer that writes the first token of a text differently loses no space."""
+    ids = [0, 1, 2, 3] * 3
+    for prompt in (0, 1, 8):
+        made = p.WindowDetokenizer(p.TokenTexts(_Spaced()), ids[:prompt], True, True)
+        got = "".join(map(made.append, ids[prompt:])) + made.finish()
+        before = _Spaced().decode(ids[:prompt])
+        wanted = _Spaced().decode(ids)[len(before) :]
+        expect(f"12 words, {prompt} of them prompt: the output's text", got, wanted)
+
+
+# ----- stop strings
+
+
+@_SUITE.property(
+    "find_stop", hint="compare where the matches end, and only then where they begin"
+)
+def _first_stop(p: SimpleNamespace) -> None:
+    """The stop string that is complete first wins; of two together the one that began
+    earlier.
+    """
+    for text, stops, start, wanted in (
+        ("abcd", ["b"], 0, (1, 2, "b")),
+        ("abcd", ["cd", "bc"], 0, (1, 3, "bc")),
+        ("abcd", ["cd", "bcd"], 0, (1, 4, "bcd")),
+        ("abcd", ["abcd", "bc"], 0, (1, 3, "bc")),  # began later, complete first
+        ("abcd", ["x"], 0, None),
+        ("abab", ["ab"], 2, (2, 4, "ab")),  # the first ended before start
+        ("aENDb", ["END"], 3, (1, 4, "END")),  # begins before start, ends behind it
+        ("aENDb", ["END"], 4, None),
+        ("abcd", [], 0, None),
+    ):
+        got = p.find_stop(text, stops, start)
+        expect(f"find_stop({text!r}, {stops}, {start})", got, wanted)
+
+
+@_SUITE.property(
+    "held_back", hint="the longest end of the text that is a beginning of a stop string"
+)
+def _held(p: SimpleNamespace) -> None:
+    """Held back is the longest end of the text that could begin a stop string."""
+    for text, stops, wanted in (
+        ("a", [], 0), ("a", ["b"], 0), ("a", ["ab"], 1), ("ab", ["abc"], 2),
+        ("xaab", ["abc"], 2), ("aaa", ["aab"], 2), ("abx", ["abc"], 0),
+        ("xa", ["ab", "xay"], 2), ("", ["ab"], 0),
+    ):  # fmt: skip
+        got = p.held_back(text, stops)
+        expect(f"held_back({text!r}, {stops})", got, wanted)
+
+
+def _naive(text: str, stops: list[str], include: bool) -> str:
+    """Where a text ends if it is looked at after each of its characters."""
+    for end in range(1, len(text) + 1):
+        hits = [stop for stop in stops if text[:end].endswith(stop)]
+        if hits:
+            return text[: end if include else end - len(max(hits, key=len))]
+    return text
+
+
+@_SUITE.property(
+    "OutputBuilder",
+    hint="look at the text and not at a token, from where the new text can matter",
+)
+def _stops(p: SimpleNamespace) -> None:
+    """A stop string ends the text at the same place wherever the tokens are cut."""
+    rng = random.Random(3)
+    for number in range(240):
+        text = "".join(rng.choices("ab从", k=1 + number // 12))
+        stops = ["".join(rng.choices("ab从", k=k)) for k in (2, 3)]
+        pieces, include = _cuts(text.encode(), rng), bool(number % 2)
+        builder, _ = _run(p, pieces, stop=stops, include_stop_str_in_output=include)
+        wanted = _naive(text, stops, include)
+        given = f"{_show(pieces)}, stop={stops}, include={include}"
+        _expect_text(f"{given}: text", builder.text, wanted)
+
+
+@_SUITE.property(
+    "OutputBuilder", hint="what could begin a stop string waits; what can't doesn't"
+)
+def _grows(p: SimpleNamespace) -> None:
+    """The text only grows, and hides no more than what a stop string may take back."""
+    for pieces, wanted in (
+        ([b"a", b"b"], ["a", "ab"]),
+        ([b"a E", b"N", b"X"], ["a ", "a ", "a ENX"]),
+        ([b"a E", b"N", b"D!"], ["a ", "a ", "a "]),
+        ([b"a E", b"N"], ["a ", "a EN"]),  # the end lets go of it
+        ([b"EE", b"ND"], ["E", "E"]),
+        ([b"\xe9\xbe", b"\x99E", b"."], ["", "龙", "龙E."]),
+    ):
+        shown = _run(p, pieces, stop="END")[1]
+        expect(f"{_show(pieces)}, stop='END': shown after each token", shown, wanted)
+
+
+@_SUITE.property(
+    "OutputBuilder", hint="the end token is silent; a stop token is named; both count"
+)
+def _ends(p: SimpleNamespace) -> None:
+    """An end token leaves no text and no stop_reason, a stop token its id, a stop
+    string itself.
+    """
+    pieces = [b"a", b"<end>", b"b"]
+    for more, wanted in (
+        ({"eos": (1,)}, ("a", 2, "stop", None)),
+        ({"stop_token_ids": [1]}, ("a", 2, "stop", 1)),
+        ({"stop": "b"}, ("a<end>", 3, "stop", "b")),
+        ({"eos": (1,), "ignore_eos": True}, ("a<end>b", 3, "length", None)),
+        (
+            {"stop_token_ids": [1], "include_stop_str_in_output": True},
+            ("a<end>", 2, "stop", 1),
+        ),
+        ({"max_tokens": 1}, ("a", 1, "length", None)),
+    ):
+        made = _run(p, pieces, **more)[0].output(0)
+        got = (made.text, len(made.token_ids), made.finish_reason, made.stop_reason)
+        given = f"{_show(pieces)}, {', '.join(f'{k}={v!r}' for k, v in more.items())}"
+        expect(f"{given}: text, tokens, finish_reason, stop_reason", got, wanted)
+    made = _run(p, [b"a", b"\xe9\xbe"])[0]
+    expect("'a' | e9 be, then max_tokens: text", made.text, "a�")
+
+
+@_SUITE.property(
+    "OutputBuilder", hint="min_tokens have to be there before anything ends"
+)
+def _min_tokens(p: SimpleNamespace) -> None:
+    """Neither a token nor a string ends a text within its first min_tokens."""
+    made = _run(p, [b"x", b"y", b"x", b"y"], stop=["y"], min_tokens=2)[0]
+    got = (made.text, len(made.token_ids), made.finish_reason)
+    given = "'x' | 'y' | 'x' | 'y', stop='y', min_tokens=2"
+    expect(f"{given}: text, tokens, finish_reason", got, ("xyx", 4, "stop"))
+    made = _run(p, [b"x", b"e", b"e"], eos=(1, 2), min_tokens=2)[0]
+    got = (made.text, len(made.token_ids), made.finish_reason)
+    given = "'x' | end | end, min_tokens=2"
+    expect(f"{given}: text, tokens, finish_reason", got, ("xe", 3, "stop"))
+
+
+@_SUITE.property(
+    "OutputBuilder", hint="the caller may keep an output while the builder goes on"
+)
+def _outputs(p: SimpleNamespace) -> None:
+    """Logprobs add up and are kept if asked for; an output has lists of its own."""
+    texts = p.TokenTexts(_Pieces([b"a", b"b"]))
+    params = SamplingParams(logprobs=1, max_tokens=9)
+    builder = p.OutputBuilder(texts, [], params, (), 9)
+    first, second = {0: Logprob(-0.5, 1)}, {1: Logprob(-0.25, 1)}
+    builder.append(0, -0.5, first)
+    kept = builder.output(3)
+    builder.append(1, -0.25, second)
+    expect("output(3) after 'a': index", kept.index, 3)
+    expect("... text, after 'b' came too", kept.text, "a")
+    expect("... token_ids, after 'b' came too", kept.token_ids, [0])
+    expect("... how many logprobs", len(kept.logprobs), 1)
+    now = builder.output(0)
+    expect("'a' -0.5, 'b' -0.25: cumulative_logprob", now.cumulative_logprob, -0.75)
+    expect("... logprobs", now.logprobs, [first, second])
+    plain = _run(p, [b"a"])[0].output(0)
+    expect("logprobs not asked for: logprobs", plain.logprobs, None)
+
+
+# ----- the exercises
+
+_TRACE = [b"Go ", b"\xe5\xbf", b"\xab!", b" E", b"N", b"O", b"\xef\xbf\xbd", b"\x99",
+          b"\xf0\x9f", b"E", b"ND!"]  # fmt: skip
+
+
+def _judge_news(p: SimpleNamespace, first: int, last: int) -> None:
+    """Compare the predictions for tokens `first` to `last` with what is shown."""
+    said = p.predict_news()
+    if not isinstance(said, list | tuple) or len(said) != len(_TRACE):
+        fail("predict_news()", repr(said), f"a list of {len(_TRACE)} strings")
+    shown = _run(SimpleNamespace(**vars(package)), _TRACE, stop="END")[1]
+    news = [b[len(a) :] for a, b in zip(["", *shown], shown, strict=False)]
+    for number in range(first, last + 1):
+        if said[number - 1] != news[number - 1]:
+            fail(f"token {number}", repr(said[number - 1]), "another text, or none")
+
+
+@_SUITE.property(
+    "predict_news", hint="e5 is 1110 0101: how many bytes does its character have?"
+)
+def _news_characters(p: SimpleNamespace) -> None:
+    """Tokens 1 to 3: whole characters, and one in two parts."""
+    _judge_news(p, 1, 3)
+
+
+@_SUITE.property(
+    "predict_news", hint="what can still become END waits; what does O do to it?"
+)
+def _news_stop(p: SimpleNamespace) -> None:
+    """Tokens 4 to 6: the beginning of a stop string, and then not."""
+    _judge_news(p, 4, 6)
+
+
+@_SUITE.property(
+    "predict_news",
+    hint="whole, unfinished or broken? E is the byte 45: what can become of it?",
+)
+def _news_broken(p: SimpleNamespace) -> None:
+    """Tokens 7 to 10: U+FFFD that is meant, and U+FFFD for what is broken."""
+    _judge_news(p, 7, 10)
+
+
+@_SUITE.property(
+    "predict_news", hint="END is complete now: where does the final text end?"
+)
+def _news_end(p: SimpleNamespace) -> None:
+    """Token 11: the end."""
+    _judge_news(p, 11, 11)
+
+
+def _expect_ready(p: SimpleNamespace, data: bytes, wanted: int) -> None:
+    expect(f"ready({data.hex(' ') or 'no bytes'})", p.ready(data), wanted)
+
+
+@_SUITE.property("ready", hint="if all is complete, all of it is ready")
+def _ready_whole(p: SimpleNamespace) -> None:
+    """Whole characters are ready, U+FFFD among them."""
+    for text in ("", "a", "é", "龙", "🙂", "�", "a龙🙂b"):
+        _expect_ready(p, text.encode(), len(text.encode()))
+
+
+@_SUITE.property(
+    "ready", hint="walk back to the lead byte: how many bytes does it announce?"
+)
+def _ready_waits(p: SimpleNamespace) -> None:
+    """The bytes of an unfinished character at the end wait, and only those."""
+    for text in ("é", "龙", "🙂", "�"):
+        data = text.encode()
+        for cut in range(1, len(data)):
+            for before in (b"", b"a", "龙".encode()):
+                _expect_ready(p, before + data[:cut], len(before))
+
+
+@_SUITE.property(
+    "ready",
+    hint="which bytes can never lead, and after e0, f0 and f4 which can't come second?",
+)
+def _ready_broken(p: SimpleNamespace) -> None:
+    """Bytes that can't become a character wait for nothing."""
+    for data in (b"\x99", b"\xff", b"\xc0", b"\xf5", b"a\x99\x99", b"\xe9a",
+                 b"\xe9\xbea", b"\xc1\x80", b"\xe0\x80", b"\xf0\x80", b"\xf4\x90",
+                 b"\xf8\x80\x80"):  # fmt: skip
+        _expect_ready(p, data, len(data))
+    _expect_ready(p, b"\xe9\xe9", 1)
+
+
+@_SUITE.property("ready", hint="compare with bytes.decode on the whole, byte for byte")
+def _ready_stream(p: SimpleNamespace) -> None:
+    """Decoded as it gets ready, any stream of bytes gives the text of the whole."""
+    # Without ed: whether ed a0 may wait is a matter of taste, and of the library.
+    some = b"a\x80\x9f\xa0\xbf\xc1\xc3\xe0\xe9\xf0\xf4\xf5"
+    for size in (1, 2, 3, 4):
+        for values in product(some, repeat=size):
+            text, waiting = "", b""
+            for byte in values:
+                waiting += bytes([byte])
+                count = p.ready(waiting)
+                text += waiting[:count].decode("utf-8", "replace")
+                waiting = waiting[count:]
+            text += waiting.decode("utf-8", "replace")
+            data = bytes(values)
+            wanted = data.decode("utf-8", "replace")
+            if text != wanted:
+                fail(f"{data.hex(' ')}, byte by byte", repr(text), repr(wanted))
+
+
+def _certain(text: str, begin: str, end: str, over: bool) -> str:
+    """What may be shown of a text so far, worked out from its start."""
+    shown = ""
+    while True:
+        outside, mark, rest = text.partition(begin)
+        if not mark:
+            held = 0 if over else package.held_back(outside, [begin])
+            return shown + outside[: len(outside) - held]
+        shown += outside
+        _, mark, text = rest.partition(end)
+        if not mark:
+            return shown
+
+
+def _hidden(p: SimpleNamespace, pieces: list[str], begin: str, end: str) -> list[str]:
+    """What `hide` has given each time it asked for a piece, and at the end."""
+    out: list[str] = []
+    shown = []
+
+    def source() -> Iterator[str]:
+        for piece in pieces:
+            yield piece
+            shown.append("".join(out))
+
+    for each in p.hide(source(), begin, end):
+        out.append(each)
+    return [*shown, "".join(out)]
+
+
+def _judge_hide(p: SimpleNamespace, cases: list, begin: str, end: str) -> None:
+    for pieces in cases:
+        shown = _hidden(p, pieces, begin, end)
+        given = f"{' | '.join(map(repr, pieces))}, hide {begin} to {end}"
+        if len(shown) != len(pieces) + 1:
+            fail(given, f"{len(shown) - 1} pieces taken", f"{len(pieces)}, all of them")
+        for count in range(1, len(pieces) + 1):
+            wanted = _certain("".join(pieces[:count]), begin, end, over=False)
+            _expect_text(f"{given}: shown after {count}", shown[count - 1], wanted)
+        wanted = _certain("".join(pieces), begin, end, over=True)
+        _expect_text(f"{given}: all that was shown", shown[-1], wanted)
+
+
+@_SUITE.property("hide", hint="two states: outside a span and inside it")
+def _hide_whole(p: SimpleNamespace) -> None:
+    """Spans whose marks come whole are left out, several too, and all else is shown."""
+    _judge_hide(
+        p,
+        [["ab"], ["a", "b"], ["a", "(", "x", ")", "b"], ["a(x)b"], ["a(x)b(y)(z)c"]],
+        "(",
+        ")",
+    )
+
+
+@_SUITE.property("hide", hint="the end of what you have may be the beginning of a mark")
+def _hide_cut(p: SimpleNamespace) -> None:
+    """Marks that are cut anywhere are found, and no part of one is shown."""
+    text = "a<t>x</t>b"
+    cases = [list(text)]
+    cases += [[text[:i], text[i:j], text[j:]] for i in range(4) for j in range(5, 10)]
+    _judge_hide(p, cases, "<t>", "</t>")
+
+
+@_SUITE.property("hide", hint="what can no longer become a mark has waited long enough")
+def _hide_false(p: SimpleNamespace) -> None:
+    """What only looked like the beginning of a mark is shown, as soon as that is
+    clear.
+    """
+    cases = [["a<", "b"], ["<", "<t>x</t>", "<"], ["a<t", ".", "<t"]]
+    _judge_hide(p, cases, "<t>", "</t>")
+
+
+@_SUITE.property(
+    "hide", hint="which mark is looked for on which side, and what is left at the end?"
+)
+def _hide_open(p: SimpleNamespace) -> None:
+    """A span that is never closed stays hidden, and a mark means nothing on the wrong
+    side.
+    """
+    cases = [["a</"], ["a<t>x"], ["a", "<t>x<"], ["a<t>x</", "t"], ["a</t>b"],
+             ["<t><t></t>b"]]  # fmt: skip
+    _judge_hide(p, cases, "<t>", "</t>")
+
+
+@_SUITE.property(
+    "hide", hint="by hand: which side is it on, and how may that side's mark begin?"
+)
+def _hide_streams(p: SimpleNamespace) -> None:
+    """So it is for any text cut anywhere, also when both marks are the same."""
+    rng = random.Random(5)
+    for begin, end in (("aab", "b"), ("ab", "ba"), ("aa", "aa"), ("aba", "bb")):
+        cases = []
+        for number in range(100):
+            left, pieces = "".join(rng.choices("ab", k=2 + number // 6)), []
+            while left:
+                size = rng.choice((1, 1, 2, 4))
+                pieces.append(left[:size])
+                left = left[size:]
+            cases.append(pieces)
+        _judge_hide(p, cases, begin, end)

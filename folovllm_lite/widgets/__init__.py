@@ -1,0 +1,57 @@
+"""Widgets: dials to turn over plain functions, which are tested without a browser.
+
+What the sampling explorer shows is computed by `explore` and drawn by
+`draw_exploration`; the generation explorer stands on `GenerationTree` and
+`draw_generation`. The two classes with dials only hold the dials. Where no kernel
+answers, on the repository's page for instance, a widget is the picture of its state.
+"""
+
+from folovllm_lite.widgets.generation import GenerationExplorer
+from folovllm_lite.widgets.sampling import (
+    NEXT_TOKENS,
+    Context,
+    Exploration,
+    SamplingExplorer,
+    Step,
+    draw_exploration,
+    draw_tokens,
+    explore,
+    load_contexts,
+    sentence,
+    steps_of,
+)
+from folovllm_lite.widgets.tree import (
+    Choice,
+    Fate,
+    GenerationTree,
+    Node,
+    branches,
+    fate_of,
+)
+from folovllm_lite.widgets.tree_picture import draw_generation, removals, transcript
+from folovllm_lite.widgets.words import label
+
+__all__ = [
+    "NEXT_TOKENS",
+    "Choice",
+    "Context",
+    "Exploration",
+    "Fate",
+    "GenerationExplorer",
+    "GenerationTree",
+    "Node",
+    "SamplingExplorer",
+    "Step",
+    "branches",
+    "draw_exploration",
+    "draw_generation",
+    "draw_tokens",
+    "explore",
+    "fate_of",
+    "label",
+    "load_contexts",
+    "removals",
+    "sentence",
+    "steps_of",
+    "transcript",
+]

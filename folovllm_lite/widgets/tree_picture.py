@@ -1,0 +1,519 @@
+"""A generation tree as a picture, and a generation as a table."""
+
+import html
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from folovllm_lite import viz
+from folovllm_lite.qwen3 import Qwen3
+from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.widgets.tree import Fate, GenerationTree, Node, branches
+from folovllm_lite.widgets.words import (
+    columns,
+    cut,
+    label,
+    padded,
+    percent,
+    plain,
+    share_words,
+)
+
+WIDTH = 760  # of the picture, in pixels
+_LIGHT, _LIGHTER, _PALER, _MUTED = "#c3dbea", "#dcebf4", "#f1f4f7", "#52606d"
+_MONO = "ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace"
+_HATCH = "\x01"  # stands for the fill until the picture is complete; no label has it
+_ROWS = 6  # branches drawn at most
+
+
+def removals(fate: Fate) -> str:
+    """How many tokens each filter removed, in words."""
+    if "greedy" in fate.removed:
+        return "temperature 0: the likeliest token is taken"
+    counts = {name: int(gone.sum()) for name, gone in fate.removed.items()}
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items() if n) or "nothing"
+
+
+def transcript(
+    model: Qwen3,
+    tokenizer: Any,
+    prompt: str | dict | list[int],
+    params: SamplingParams | None = None,
+    steps: int = 10,
+    *,
+    eos_token_ids: Sequence[int] = (),
+    seed: int = 0,
+    max_len: int | None = None,
+    alternatives: int = 3,
+) -> str:
+    """Generate, and tell each step in a line: what was taken, and instead of what.
+
+    Percentages are whole. A token taken at a step isn't in the KV cache yet: the next
+    step stores it.
+
+    Args:
+        model: it and the others are as for `GenerationTree`.
+        tokenizer: its own.
+        prompt: text or ids.
+        params: how to sample.
+        steps: how many; fewer if the text ends or the cache is full.
+        eos_token_ids: tokens that end a text.
+        seed: of the draws, unless params have their own.
+        max_len: slots of the KV cache.
+        alternatives: of the likeliest other tokens, how many to name.
+    """
+    tree = GenerationTree(
+        model, tokenizer, prompt, params, eos_token_ids, seed, max_len
+    )
+    start, slots = len(tree.prompt_token_ids), tree.cache.max_len
+    tokens = "1 token" if start == 1 else f"{start} tokens"
+    head = ("step", "token", "model", "draw", "instead of", "left", "removed", "cached")
+    widths = (4, 14, 5, 4, 20 * alternatives - 2, 6, 44, 6)
+    rows: list[tuple[str, ...]] = []
+    end = ""
+    for step in range(1, steps + 1):
+        node, fate = tree.node, tree.fate()
+        try:
+            taken = tree.step()
+        except ValueError as error:
+            end = f"\n{error}"
+            break
+        found = {c.token_id: c for c in tree.candidates(node, alternatives + 1)}
+        mine = found.pop(taken.token_id)
+        others = [
+            f"{label(c.text)} {share_words(c.probability)}" for c in found.values()
+        ]
+        rows.append(
+            (
+                str(step),
+                label(taken.text),
+                share_words(mine.probability),
+                share_words(mine.chance),
+                "  ".join(cut(each, 18) for each in others[:alternatives]),
+                f"{fate.left:,}",
+                removals(fate),
+                str(node.cached),
+            )
+        )
+        if taken.ended:
+            end = f"\n{label(taken.text)} ends the text"
+            break
+    table = [head, *rows]
+    widths = [
+        min(width, max(columns(row[i]) for row in table))
+        for i, width in enumerate(widths)
+    ]
+    right = (0, 2, 3, 5, 7)
+    lines = [
+        "  ".join(padded(row[i], widths[i], i in right) for i in range(8)).rstrip()
+        for row in table
+    ]
+    return (
+        "\n".join(
+            [
+                f"prompt: {plain(tree.prompt)} ({tokens}; KV cache of {slots} slots)",
+                *lines,
+            ]
+        )
+        + f"{end}\ntext: {plain(tree.text)}"
+    )
+
+
+class _Canvas:
+    """SVG written by hand: quicker than a figure, and the same on every machine."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        size: float = 12,
+        ink: str = viz.INK,
+        anchor: str = "start",
+        mono: bool = False,
+        bold: bool = False,
+    ) -> None:
+        """Write words; x, y is the middle of their line, at its start or the anchor."""
+        look = f' font-family="{_MONO}"' if mono else ""
+        look += ' font-weight="600"' if bold else ""
+        look += f' text-anchor="{anchor}"' if anchor != "start" else ""
+        self.parts.append(
+            f'<text x="{x:g}" y="{y + size * 0.36:g}" font-size="{size:g}" '
+            f'fill="{ink}"{look}>{html.escape(words)}</text>'
+        )
+
+    def box(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        fill: str,
+        line: str | None = None,
+        round_: float = 3,
+    ) -> None:
+        edge = f' stroke="{line}"' if line else ""
+        self.parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" '
+            f'rx="{round_:g}" fill="{fill}"{edge}/>'
+        )
+
+    def dot(self, x: float, y: float, radius: float, fill: str, line: str) -> None:
+        self.parts.append(
+            f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="{fill}" '
+            f'stroke="{line}"/>'
+        )
+
+    def line(self, points: Sequence[tuple[float, float]], ink: str) -> None:
+        path = "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
+        self.parts.append(f'<path d="{path}" fill="none" stroke="{ink}"/>')
+
+    def svg(self, height: float) -> str:
+        """Everything, on white: a page may be dark."""
+        body = "".join(self.parts)
+        # A name of its own: on a page, all pictures share their names.
+        hatch = f"hatch-{zlib.crc32(body.encode()):08x}"
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" '
+            f'height="{height:g}" viewBox="0 0 {WIDTH} {height:g}" '
+            "font-family=\"system-ui,'DejaVu Sans',sans-serif\">"
+            f'<defs><pattern id="{hatch}" width="5" height="5" '
+            'patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+            '<rect width="5" height="5" fill="white"/>'
+            f'<rect width="1.2" height="5" fill="{viz.RED}"/></pattern></defs>'
+            f'<rect width="{WIDTH}" height="{height:g}" fill="white"/>'
+            f"{body.replace(_HATCH, f'url(#{hatch})')}</svg>"
+        )
+
+
+def draw_generation(tree: GenerationTree) -> viz.Picture:
+    """The text, what may follow it, the branches of the tree, and the KV cache.
+
+    Percentages are whole, so that the picture is the same on every processor.
+    """
+    canvas, lines = _Canvas(), []
+    y = 18.0
+    for part in (_draw_text, _draw_candidates, _draw_branches, _draw_cache):
+        y = part(tree, canvas, lines, y) + 30
+        lines.append("")
+    return viz.Picture(canvas.svg(y - 30 + 12), "\n".join(lines[:-1]))
+
+
+def _title(canvas: _Canvas, y: float, title: str, rest: str) -> None:
+    canvas.text(10, y, title, 13, bold=True)
+    canvas.text(WIDTH - 10, y, rest, 11, _MUTED, "end")
+
+
+def _draw_text(
+    tree: GenerationTree, canvas: _Canvas, lines: list[str], y: float
+) -> float:
+    """The text in its tokens, the newest in full colour."""
+    start, made = len(tree.prompt_token_ids), len(tree.path) - 1
+    counts = f"{start} tokens of the prompt, {made} generated"
+    if tree.node.ended:
+        counts += f"; {label(tree.node.text)} ends it"
+    waiting = "".join(label(node.text) for node in tree.waiting)
+    if waiting:
+        counts += f"; {waiting} is no whole character yet"
+    lines += [plain(tree.text), counts]
+    _title(canvas, y, "The text", counts)
+    y += 26
+    rows: list[list[tuple[float, float, str, int]]] = [[]]
+    x, size = 10.0, 14
+    shown = [(i, piece) for i, piece in enumerate(tree.pieces) if piece]
+    for i, piece in shown:
+        words = plain(piece)
+        while words:
+            fit = cut(words, 84)
+            part = words if fit == words else fit[:-1]
+            words = words[len(part) :]
+            width = columns(part) * size * 0.602 + 2
+            if x + width > WIDTH - 10:
+                rows.append([])
+                x = 10.0
+            rows[-1].append((x, width, part, i))
+            x += width + 1
+            if "\n" in piece:
+                rows.append([])
+                x = 10.0
+    if len(rows) > 6:  # the newest lines, and that there are more
+        canvas.text(10, y, f"… {len(rows) - 5} lines above", 11, _MUTED)
+        rows = rows[-5:]
+        y += 24
+    newest = len(tree.pieces) - 1
+    for row in rows:
+        for x, width, words, i in row:
+            fill = (viz.PALE, _PALER)[i % 2] if i < start else (_LIGHT, _LIGHTER)[i % 2]
+            new = i == newest and i >= start
+            canvas.box(x, y - 11, width, 22, viz.BLUE if new else fill)
+            ink = "white" if new else viz.INK
+            # HTML runs spaces together, unless they don't break.
+            words = words.replace(" ", "\u00a0")
+            canvas.text(x + 1, y, words, size, ink, mono=True)
+        y += 24
+    return y - 24 + 11
+
+
+def _draw_candidates(
+    tree: GenerationTree, canvas: _Canvas, lines: list[str], y: float
+) -> float:
+    """A row for each candidate: what the model gives it, and its chance in the draw."""
+    if tree.node.logits is None:
+        _title(canvas, y, "What may follow", "the text has ended")
+        lines.append("the text has ended: nothing follows")
+        return y
+    fate, found, V = tree.fate(), tree.candidates(), len(tree.node.logits)
+    left = "1 token" if fate.left == 1 else f"{fate.left:,} tokens"
+    words = f"{left} of {V:,} can be drawn; removed: {removals(fate)}"
+    if fate.left == V:
+        words = f"no filter removes any: all {V:,} tokens can be drawn"
+    if "greedy" in fate.removed:
+        words = f"{removals(fate)} of {V:,}"
+    lines.append(f"what may follow: {words}")
+    _title(canvas, y, "What may follow", words)
+    y += 24
+    for x, name in ((196, "the model gives"), (478, "in the draw")):
+        canvas.text(x, y, name, 11, _MUTED)
+    if any(c.token_id in tree.node.children for c in found):
+        canvas.dot(14, y, 3.5, viz.BLUE, viz.BLUE)
+        canvas.text(24, y, "in the tree already", 11, _MUTED)
+    for c in found:
+        y += 22
+        model, chance = round(c.probability, 2), round(c.chance, 2)
+        # At temperature 0 the others aren't removed by a filter.
+        fate_words = {None: percent(chance), "greedy": "not the likeliest"}.get(
+            c.cut_by, f"cut by {c.cut_by}"
+        )
+        taken = c.token_id in tree.node.children
+        name = cut(label(c.text), 15)
+        lines.append(
+            f"{c.rank:>5}  {padded(name, 15)} {percent(model):>4}   "
+            f"{fate_words}{'   taken already' if taken else ''}"
+        )
+        if taken:
+            canvas.dot(14, y, 3.5, viz.BLUE, viz.BLUE)
+        canvas.text(52, y, str(c.rank), 11, _MUTED, "end")
+        canvas.text(62, y, name, 13, mono=True, bold=taken)
+        canvas.line([(192, y - 11), (192, y + 11)], viz.GREY)
+        canvas.line([(474, y - 11), (474, y + 11)], viz.GREY)
+        looks = (_HATCH, viz.RED) if c.cut_by else (viz.GREY, None)
+        if model:
+            canvas.box(192, y - 7, 220 * model, 14, *looks, 0)
+        canvas.text(198 + 220 * model, y, percent(model), 11)
+        if chance:
+            canvas.box(474, y - 7, 220 * chance, 14, viz.BLUE, None, 0)
+        ink = viz.RED if c.cut_by else viz.BLUE
+        canvas.text(480 + 220 * chance, y, fate_words, 11, ink)
+    others = V - len(found)
+    if others:
+        y += 22
+        model = round(max(0.0, 1 - sum(c.probability for c in found)), 2)
+        chance = round(max(0.0, 1 - sum(c.chance for c in found)), 2)
+        still = fate.left - sum(c.cut_by is None for c in found)
+        fate_words = f"{percent(chance)}, {still:,} left" if still else "none left"
+        lines.append(f"{others:>6,} others          {percent(model):>4}   {fate_words}")
+        canvas.text(62, y, f"{others:,} others", 12, _MUTED)
+        canvas.text(198, y, percent(model), 11, _MUTED)
+        canvas.text(480, y, fate_words, 11, _MUTED)
+    return y + 9
+
+
+@dataclass
+class _Cell:
+    """A piece of the tree's width: one depth with labels or dots, or many folded."""
+
+    depths: list[int]
+    width: float
+    kind: str  # "label", "dot" or "fold"
+    x: float = 0.0
+
+
+def _shown_branches(tree: GenerationTree) -> list[list[Node]]:
+    """At most `_ROWS` of them: those on the path first, then the oldest, in order."""
+    every = branches(tree)
+    path = set(tree.path)
+    home = {node: i for i, run in enumerate(every) for node in run}
+    needed = {i for i, run in enumerate(every) if path & set(run)}
+    keep = set(sorted(needed)[:1]) | set(sorted(needed)[-(_ROWS - 1) :])
+    for i, run in enumerate(every):
+        if len(keep) < _ROWS and (i == 0 or home[run[0].parent] in keep):
+            keep.add(i)
+    return [run for i, run in enumerate(every) if i in keep]
+
+
+def _cells(tree: GenerationTree, runs: list[list[Node]], room: float) -> list[_Cell]:
+    """Place the depths side by side; where they don't fit, labels become dots.
+
+    The first to lose their labels are far from where the tree is; forks, ends and the
+    place itself lose theirs last. Four dots in a row fold into one number.
+    """
+    here, nodes = tree.node.depth, [node for run in runs for node in run]
+    depths = {node: node.depth for node in nodes}
+    widest = [0.0] * (max(depths.values()) + 1)
+    for node, depth in depths.items():
+        label_width = columns(cut(label(node.text), 14)) * 7.3 + 8
+        widest[depth] = max(widest[depth], label_width)
+    special = {0, here} | {depths[run[0]] for run in runs}
+    special |= {depths[run[-1]] for run in runs}
+    order = [depth for depth in range(len(widest)) if depth not in (0, here)]
+    order.sort(key=lambda depth: (depth in special, -abs(depth - here)))
+    dotted: set[int] = set()
+    while True:
+        cells: list[_Cell] = []
+        for depth, width in enumerate(widest):
+            if depth not in dotted:
+                cells.append(_Cell([depth], width, "label"))
+            elif cells and cells[-1].kind == "dots":
+                cells[-1].depths.append(depth)
+            else:
+                cells.append(_Cell([depth], 0, "dots"))
+        placed: list[_Cell] = []
+        for cell in cells:
+            if cell.kind == "label":
+                placed.append(cell)
+            elif len(cell.depths) < 4:
+                placed += [_Cell([depth], 8, "dot") for depth in cell.depths]
+            else:
+                placed.append(_Cell(cell.depths, 30, "fold"))
+        x = 10.0
+        for cell in placed:
+            cell.x = x
+            x += cell.width + 7
+        if x - 7 <= 10 + room or not order:
+            return placed
+        dotted.add(order.pop(0))
+
+
+def _draw_branches(
+    tree: GenerationTree, canvas: _Canvas, lines: list[str], y: float
+) -> float:
+    """Each branch in a line, hanging below the token that it forks from."""
+    every, runs, path = branches(tree), _shown_branches(tree), set(tree.path)
+    hidden = len(every) - len(runs)
+    count = "1 branch" if len(every) == 1 else f"{len(every)} branches"
+    words = f"{count}, {len(tree.nodes) - 1} tokens"
+    words += f"; {hidden} not drawn" if hidden else ""
+    _title(canvas, y, "The tree", words)
+    lines.append(f"the tree: {words}")
+    cells = {d: cell for cell in _cells(tree, runs, WIDTH - 20) for d in cell.depths}
+    heights = {run[0]: y + 26 + 26 * i for i, run in enumerate(runs)}
+    level = {node: heights[run[0]] for run in runs for node in run}
+    for run in runs:
+        _write_branch(tree, run, lines)
+        before = run[0].parent
+        folds: dict[int, list[Node]] = {}
+        for node in run:
+            cell = cells[node.depth]
+            if cell.kind == "fold":
+                folds.setdefault(id(cell), []).append(node)
+            at, ink = level[node], viz.BLUE if node in path else viz.GREY
+            if before is not None and before in level:
+                other = cells[before.depth]
+                right, top = other.x + other.width, level[before]
+                if other is cell:
+                    pass
+                elif top == at:
+                    canvas.line([(right, at), (cell.x, at)], ink)
+                else:
+                    middle = other.x + min(other.width / 2, 14)
+                    top += {"label": 10, "fold": 8, "dot": 4}[other.kind]
+                    canvas.line([(middle, top), (middle, at), (cell.x, at)], ink)
+            if cell.kind == "label":
+                _chip(canvas, tree, node, cell, at, node in path)
+            elif cell.kind == "dot":
+                fill = _LIGHT if node in path else "white"
+                canvas.dot(cell.x + 4, at, 4, fill, ink)
+            before = node
+        for nodes in folds.values():
+            cell = cells[nodes[0].depth]
+            on = any(node in path for node in nodes)
+            ink = viz.BLUE if on else viz.GREY
+            canvas.box(cell.x, level[nodes[0]] - 8, 30, 16, "white", ink, 8)
+            words = f"+{len(nodes)}"
+            middle = cell.x + 15
+            canvas.text(middle, level[nodes[0]], words, 10, _MUTED, "middle")
+    return y + 26 * len(runs) + 10
+
+
+def _chip(
+    canvas: _Canvas, tree: GenerationTree, node: Node, cell: _Cell, y: float, on: bool
+) -> None:
+    name = cut(label(node.text), 14)
+    width = columns(name) * 7.3 + 8
+    if node is tree.node:
+        fill, edge, ink = viz.BLUE, viz.BLUE, "white"
+    elif on:
+        fill, edge, ink = _LIGHT, _LIGHT, viz.INK
+    else:
+        fill, edge, ink = "white", viz.GREY, _MUTED
+    canvas.box(cell.x, y - 10, width, 20, fill, edge)
+    if width < cell.width and node.children:  # the column is wider than this chip
+        ink_ = viz.BLUE if on and node is not tree.node else viz.GREY
+        canvas.line([(cell.x + width, y), (cell.x + cell.width, y)], ink_)
+    canvas.text(cell.x + 4, y, name, 12, ink, mono=True)
+
+
+def _write_branch(tree: GenerationTree, run: list[Node], lines: list[str]) -> None:
+    here = "→" if tree.node in run else " "
+    names = " ".join(label(node.text) for node in run)
+    if run[0].parent is None:
+        lines.append(f"{here} {names}")
+    else:
+        after = f"{label(run[0].parent.text)} (token {run[0].parent.depth})"
+        if run[0].parent is tree.root:
+            after = "the prompt"
+        lines.append(f"{here} after {after}: {names}")
+
+
+def _draw_cache(
+    tree: GenerationTree, canvas: _Canvas, lines: list[str], y: float
+) -> float:
+    """A square for each slot."""
+    slots, cache = tree.stored, tree.cache
+    per_token = viz.size(cache.nbytes // cache.max_len)
+    words = (
+        f"{cache.length} of {cache.max_len} slots hold a token of the text, "
+        f"{per_token} each; the model has run {tree.ran} tokens"
+    )
+    _title(canvas, y, "The KV cache", words)
+    marks = {"prompt": "■", "generated": "▣", "left behind": "▨", "free": "·"}
+    lines.append(f"the KV cache: {words}")
+    looks = {
+        "prompt": (viz.GREY, viz.GREY),
+        "generated": (viz.BLUE, viz.BLUE),
+        "left behind": (_HATCH, viz.RED),
+        "free": ("white", "#cbd2d9"),
+    }
+    wide = 64
+    shown = slots[: wide * 8]  # a longer cache goes on below
+    lines += [
+        "  " + "".join(marks[slot] for slot in shown[i : i + wide])
+        for i in range(0, len(shown), wide)
+    ]
+    lines.append("  ■ prompt  ▣ generated  ▨ left behind  · free")
+    top = y + 18
+    pitch = (WIDTH - 20) / wide
+    for i, slot in enumerate(shown):
+        x, row = 10 + pitch * (i % wide), i // wide
+        canvas.box(x, top + 14 * row, pitch - 2, 11, *looks[slot], 1.5)
+    y = top + 14 * math.ceil(len(shown) / wide) + 11
+    if len(shown) < len(slots):
+        more = f"and {len(slots) - len(shown):,} slots more"
+        lines.append(f"  {more}")
+        canvas.text(WIDTH - 10, y, more, 11, _MUTED, "end")
+    x = 10
+    for slot, name in (
+        ("prompt", "the prompt"),
+        ("generated", "generated"),
+        ("left behind", "left behind: the next tokens are written over it"),
+        ("free", "free"),
+    ):
+        canvas.box(x, y - 5, pitch - 2, 11, *looks[slot], 1.5)
+        canvas.text(x + 16, y, name, 11, _MUTED)
+        x += 32 + len(name) * 5.4
+    return y + 8

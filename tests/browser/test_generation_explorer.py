@@ -1,0 +1,135 @@
+"""The generation explorer in JupyterLab: a step, another branch, and back again.
+
+A learner types a prompt, steps, takes another candidate than the one that was drawn,
+goes back, and sees the text, the tree and the KV cache change in the picture.
+"""
+
+from __future__ import annotations
+
+import re
+
+import nbformat
+import pytest
+
+from tests.browser import test_lab
+from tests.browser.test_lab import lab, page, run_all  # noqa: F401  (fixtures)
+from tests.notebooks.course import METADATA, NOTEBOOKS, read
+
+pytestmark = test_lab.pytestmark
+
+CODE = "from folovllm_lite import widgets\nwidgets.GenerationExplorer()"
+
+
+def notebook() -> dict:
+    cell = nbformat.v4.new_code_cell(CODE, id="explorer")
+    made = nbformat.v4.new_notebook(cells=[dict(cell)], metadata=METADATA)
+    return dict(made)
+
+
+@pytest.fixture
+def explorer(lab, page):  # noqa: F811
+    run_all(page, lab(notebook()), 1)
+    box = page.locator(".jupyter-widgets.widget-vbox")
+    box.locator("svg").wait_for(timeout=60_000)
+    box.scroll_into_view_if_needed()
+    return box
+
+
+def shows(explorer, words: str) -> None:
+    """Wait until the picture says something."""
+    explorer.locator("svg").get_by_text(words).first.wait_for(timeout=10_000)
+
+
+def says(explorer, words: str) -> None:
+    explorer.locator("[aria-live]").get_by_text(words).wait_for(timeout=10_000)
+
+
+def press(explorer, name: str) -> None:
+    explorer.get_by_role("button", name=name, exact=True).click()
+
+
+def candidates(explorer) -> list[str]:
+    """What the buttons of the next tokens say."""
+    texts = explorer.get_by_role("button").all_inner_texts()
+    return [text for text in texts if re.search(r" <?\d+%$", text)]
+
+
+def test_step_another_branch_and_back(explorer):
+    shows(explorer, "4 tokens of the prompt, 0 generated")
+    shows(explorer, "4 of 128 slots hold a token")
+    press(explorer, "10 steps")
+    shows(explorer, "4 tokens of the prompt, 10 generated")
+    shows(explorer, "14 of 128 slots hold a token")
+    shows(explorer, "1 branch, 10 tokens")
+
+    press(explorer, "Back")
+    says(explorer, "nothing was computed")
+    shows(explorer, "4 tokens of the prompt, 9 generated")
+    shows(explorer, "the model has run 14 tokens")  # as many as before
+    shows(explorer, "in the tree already")
+
+    second = candidates(explorer)[1]
+    press(explorer, second)
+    says(explorer, f"Took “{second.rpartition(' ')[0]}”")
+    shows(explorer, "2 branches, 11 tokens")
+    shows(explorer, "the model has run 15 tokens")
+
+    ends = explorer.locator("select")
+    ends.select_option(index=0)
+    says(explorer, "Another branch: the model ran 1 token")
+    press(explorer, "Back to the prompt")
+    shows(explorer, "4 tokens of the prompt, 0 generated")
+    press(explorer, "Step")
+    shows(explorer, "4 tokens of the prompt, 1 generated")
+    shows(explorer, "2 branches, 11 tokens")  # the seed draws the same token again
+
+
+def test_another_prompt_and_a_bad_one(explorer):
+    box = explorer.locator("input[type=text]").first
+    box.fill("从前，有一个小女孩叫小红")
+    box.press("Enter")
+    says(explorer, "A new prompt")
+    press(explorer, "Step")
+    shows(explorer, "12 tokens of the prompt, 1 generated")
+    box.fill("")
+    box.press("Enter")
+    says(explorer, "The prompt is empty")
+    shows(explorer, "12 tokens of the prompt, 1 generated")
+
+
+def test_a_dial_changes_what_may_follow(explorer):
+    press(explorer, "10 steps")
+    shows(explorer, "all 1,536 tokens can be drawn")
+    handle = explorer.locator(".noUi-handle").first
+    handle.focus()
+    for _ in range(3):
+        handle.press("ArrowLeft")
+    says(explorer, "nothing was computed")
+    top_k = explorer.locator(".noUi-handle").nth(2)
+    top_k.focus()
+    top_k.press("ArrowLeft")
+    shows(explorer, "100 tokens of 1,536 can be drawn; removed: top_k 1,436")
+
+
+def test_the_explorer_of_notebook_09(lab, page):  # noqa: F811
+    """Its cells up to the explorer are run; a candidate is taken, and taken back."""
+    made = read(NOTEBOOKS / "09_generation_loop.ipynb")
+    sources = ["".join(cell["source"]) for cell in made["cells"]]
+    (at,) = [
+        i for i, text in enumerate(sources) if "widgets.GenerationExplorer(" in text
+    ]
+    made.update(cells=made["cells"][: at + 1], metadata=METADATA)
+    run_all(page, lab(made), test_lab.code_cells(made))
+    box = page.locator(".jupyter-widgets.widget-vbox").first
+    box.locator("svg").wait_for(timeout=30_000)
+    box.scroll_into_view_if_needed()
+    before = box.locator("svg").text_content()
+    chosen = candidates(box)[1]
+    press(box, chosen)
+    says(box, f"Took “{chosen.rpartition(' ')[0]}”")
+    assert box.locator("svg").text_content() != before
+    press(box, "Back")
+    says(box, "nothing was computed")
+    shows(box, "in the tree already")
+    press(box, "Step")
+    says(box, "Drew “")

@@ -1,0 +1,104 @@
+"""What tests/gpu does on a GPU, done here on the CPU: it can be executed, and is right.
+
+A test that only a GPU runs may be broken for months. So each is a function of the
+device, and all of them run here as well; where a GPU's host would wait, a dispatch mode
+objects in place of PyTorch's sync debug mode.
+"""
+
+import pytest
+import torch
+
+from folovllm_lite import kv_cache, paged
+from tests.gpu import test_generation_cuda as gpu
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_generate_under_teacher_forcing(dtype, monkeypatch):
+    gpu.forced_generation("cpu", dtype, monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_engine_under_teacher_forcing(dtype, monkeypatch):
+    gpu.forced_engine("cpu", dtype, monkeypatch)
+
+
+def position_off_by_one(patch):
+    right = kv_cache.ContiguousContext.__init__
+
+    def wrong(self, cache, tokens):
+        right(self, cache, tokens)
+        if self._start:
+            self.positions = self.positions - 1
+
+    patch.setattr(kv_cache.ContiguousContext, "__init__", wrong)
+
+
+def mask_hides_the_first_key(patch):
+    right = paged.PagedContext._mask_of
+
+    def wrong(self, segment):
+        mask = right(self, segment)
+        if mask is not None:
+            mask[:, 0] = False
+        return mask
+
+    patch.setattr(paged.PagedContext, "_mask_of", wrong)
+
+
+def mask_shows_the_future(patch):
+    right = paged.PagedContext._mask_of
+
+    def wrong(self, segment):
+        mask = right(self, segment)
+        return None if mask is None else torch.ones_like(mask)
+
+    patch.setattr(paged.PagedContext, "_mask_of", wrong)
+
+
+@pytest.mark.parametrize(
+    "body, mistake",
+    [
+        (gpu.forced_generation, position_off_by_one),
+        (gpu.forced_engine, mask_hides_the_first_key),
+        (gpu.forced_engine, mask_shows_the_future),
+    ],
+)
+def test_the_tolerances_reject(body, mistake, monkeypatch):
+    """A tolerance is worth what it refuses, and bfloat16's is the widest."""
+    mistake(monkeypatch)
+    with pytest.raises(AssertionError):
+        body("cpu", torch.bfloat16, monkeypatch)
+
+
+def test_greedy_tokens():
+    gpu.greedy_tokens("cpu")
+
+
+def test_swapping():
+    gpu.swapped("cpu")
+
+
+def test_the_mode_objects():
+    gpu.the_mode_objects("cpu")
+
+
+def test_forward_passes():
+    gpu.forward_passes("cpu")
+
+
+def test_greedy_sampling(monkeypatch):
+    gpu.sampled("cpu", "greedy", monkeypatch)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in gpu.SAMPLED if kind != "greedy"])
+def test_sampling_that_waits(kind, monkeypatch):
+    """Once one of these is mended, its mark in tests/gpu has to go."""
+    with pytest.raises(gpu.Waited, match="sampler.py"):
+        gpu.sampled("cpu", kind, monkeypatch)
+
+
+def test_check_logits_waits():
+    with pytest.raises(gpu.Waited, match="sampler.py"):
+        gpu.sampled("cpu", "greedy", None)
