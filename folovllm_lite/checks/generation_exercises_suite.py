@@ -400,8 +400,8 @@ def _draft_sees_all(p: SimpleNamespace) -> None:
 
 @_SUITE.property(
     "speculate",
-    hint="every token is run once; and a pass over k guesses can give k + 1 tokens: how "
-    "many are still wanted?",
+    hint="every token is run once; and a pass over k guesses can give k + 1 tokens: "
+    "how many are still wanted?",
 )
 def _no_waste(p: SimpleNamespace) -> None:
     """Nothing is run twice, nor guesses that max_tokens leaves no room for."""

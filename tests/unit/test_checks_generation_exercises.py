@@ -313,7 +313,8 @@ MUTANTS = {
     ],
     "serve": [
         serves_one_after_another, serves_in_rounds, serves_all_at_once,
-        serves_newcomers_when_idle, serves_and_leaves_when_idle, serves_a_list,
+        serves_newcomers_in_the_next_round, serves_newcomers_when_idle,
+        serves_and_leaves_when_idle, serves_a_list,
         serves_ahead, serves_the_newest_first,
     ],
     "speculate": [
