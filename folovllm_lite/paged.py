@@ -190,11 +190,12 @@ class PagedContext:
         seen = columns <= self.positions[: len(tables), None]  # [N, S]
         self._mask = seen[:, None, None]  # [N, 1, 1, S]
         self._values = None
-        if cache.pool.dtype == torch.float32 and cache.pool.device.type == "cpu":
+        if cache.pool.device.type == "cpu":
             # One list of value rows for each query head, [N * Hq, S].
             places = cache.places(slots).repeat_interleave(cache.group, 1)
             self._values = places.flatten(0, 1)
-            bias = torch.zeros(seen.shape).masked_fill(~seen, -math.inf)
+            bias = torch.zeros(seen.shape, dtype=cache.pool.dtype)
+            bias = bias.masked_fill(~seen, -math.inf)
             self._bias = bias.repeat_interleave(cache.num_kv_heads, 0)[:, None]
 
     def _mask_of(self, segment: Segment) -> Tensor | None:
@@ -246,11 +247,12 @@ class PagedContext:
             keys.flatten(0, 1).transpose(1, 2),
             alpha=1 / math.sqrt(D),
         )  # [N * Hkv, group, S]
+        weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
         return F.embedding_bag(
             self._values,
             cache.tokens[1][layer],
             mode="sum",
-            per_sample_weights=scores.softmax(-1).view(N * Hq, -1),
+            per_sample_weights=weights.view(N * Hq, -1),
         ).view(N, Hq, D)
 
     @staticmethod

@@ -6,6 +6,7 @@ Between the two stands this module, and it keeps no state but the model and the 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from folovllm_lite.scheduler import Step, Work
 
 # Below so many multiplications a step is over before a second thread has woken up.
 _SMALL_STEP = 25_000_000
+# Tokens of one forward pass on a CPU. What 2,000 tokens of a model of 0.6 billion
+# parameters leave between two layers fits no cache: in four passes they took 0.4 times
+# as long.
+_PASS_TOKENS = 512
 
 
 @contextmanager
@@ -34,6 +39,26 @@ def threads_for(multiplications: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def passes(work: list[Work], limit: int) -> list[list[Work]]:
+    """Cut work, in order, into lists of at most `limit` tokens.
+
+    A sequence may be cut too: its second part finds the first in the pool.
+    """
+    found: list[list[Work]] = [[]]
+    room = limit
+    for each in work:
+        start = each.start
+        while start < each.end:
+            if not room:
+                found.append([])
+                room = limit
+            count = min(room, each.end - start)
+            found[-1].append(Work(each.seq, start, count))
+            start += count
+            room -= count
+    return found
 
 
 class Runner:
@@ -67,12 +92,18 @@ class Runner:
             ]
         )
         step.work.sort(key=lambda work: work.count > 1)
+        limit = _PASS_TOKENS if self._device.type == "cpu" else step.num_tokens
+        parts = [self._forward(work) for work in passes(step.work, limit)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _forward(self, work: list[Work]) -> Tensor:
+        """Hidden states [T, E] of one pass over the model."""
         token_ids = [
             token_id
-            for work in step.work
-            for token_id in work.seq.data.get_slice(work.start, work.end)
+            for each in work
+            for token_id in each.seq.data.get_slice(each.start, each.end)
         ]
-        return self.model(self._tensor(token_ids), self._context(step.work))
+        return self.model(self._tensor(token_ids), self._context(work))
 
     def _tensor(self, values: list) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
@@ -86,7 +117,7 @@ class Runner:
             slots += [
                 blocks[i // size] * size + i % size for i in range(each.start, each.end)
             ]
-        singles = [each for each in work if each.count == 1]
+        singles = list(takewhile(lambda each: each.count == 1, work))
         if len(singles) == 1:  # a batch of one gains nothing
             singles = []
         segments, first = [], len(singles)

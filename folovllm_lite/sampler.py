@@ -42,15 +42,15 @@ class SamplerOutput:
         token_ids: [N] int64.
         logprobs: [N] float32, raw log-softmax of the chosen tokens.
         ranks: [N] int64, 1 for the likeliest; equally likely tokens share the better
-            rank.
+            rank. None, like the next two, if no row asked for logprobs.
         top_token_ids: [N, K] int64, the K likeliest, where K is the largest
-            `params.logprobs` of the batch; None if no row asked.
+            `params.logprobs` of the batch.
         top_logprobs: [N, K] float32.
     """
 
     token_ids: Tensor
     logprobs: Tensor
-    ranks: Tensor
+    ranks: Tensor | None = None
     top_token_ids: Tensor | None = None
     top_logprobs: Tensor | None = None
 
@@ -229,9 +229,9 @@ def gather_logprobs(
 ) -> SamplerOutput:
     """Look up the chosen tokens and the `count` likeliest ones in logprobs [N, V]."""
     chosen = logprobs.gather(-1, token_ids.unsqueeze(-1))  # [N, 1]
-    ranks = (logprobs > chosen).sum(-1) + 1
-    output = SamplerOutput(token_ids, chosen.squeeze(-1), ranks)
+    output = SamplerOutput(token_ids, chosen.squeeze(-1))
     if count is not None:
+        output.ranks = (logprobs > chosen).sum(-1) + 1
         top = logprobs.topk(min(count, logprobs.shape[-1]), dim=-1)
         output.top_token_ids, output.top_logprobs = top.indices, top.values
     return output

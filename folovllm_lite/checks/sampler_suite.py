@@ -450,8 +450,9 @@ def _goes_on(p: SimpleNamespace) -> None:
 def _ranks(p: SimpleNamespace) -> None:
     """A rank of 1 is the likeliest; equally likely tokens share the better rank."""
     logprobs = _logits([4, 2, 2, 1]).log_softmax(-1).expand(4, -1)
-    got = p.gather_logprobs(logprobs, torch.arange(4), None)
+    got = p.gather_logprobs(logprobs, torch.arange(4), 1)
     expect("weights [4, 2, 2, 1]: ranks of ids 0 to 3", got.ranks, [1, 2, 2, 4])
+    got = p.gather_logprobs(logprobs, torch.arange(4), None)
     expect("no logprobs asked: top_token_ids", got.top_token_ids, None)
 
 

@@ -7,6 +7,7 @@ import torch
 from folovllm_lite import attention, qwen3
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.kv_cache import ContiguousKVCache
+from folovllm_lite.model_loader import load_weights
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
 from tests.helpers import VOCAB_SIZE, make_checkpoint, make_hf_model
 
@@ -102,6 +103,22 @@ def test_a_loaded_model_builds_no_graph(tmp_path):
     """Weights that were fused while gradients were on kept one alive for each call."""
     model = Qwen3.from_pretrained(make_checkpoint(tmp_path), device="cpu")
     assert not plain(model, torch.tensor([5, 6])).requires_grad
+
+
+@torch.no_grad()
+def test_packed_bfloat16_weights_multiply_alike(tmp_path):
+    """oneDNN's tiles hold the same numbers; what they replace takes no memory."""
+    path = make_checkpoint(tmp_path)
+    packed = Qwen3.from_pretrained(path, torch.bfloat16, "cpu")
+    unpacked = Qwen3(packed.config).to(torch.bfloat16).requires_grad_(False)
+    load_weights(unpacked, path)
+    ids = torch.arange(2, 42)
+    torch.testing.assert_close(
+        plain(packed, ids), plain(unpacked, ids), atol=0.1, rtol=0
+    )
+    projection = packed.model.layers[0].self_attn.o_proj
+    assert projection.weight.is_meta == (projection._packed is not None)
+    assert not packed.lm_head.weight.is_meta, "the embedding reads it, if they are tied"
 
 
 def _lose_the_sign(monkeypatch):

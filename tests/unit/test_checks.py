@@ -285,7 +285,7 @@ def draw_greedy_by_probability(logits, rows, generator=None):
 
 def ranks_from_zero(logprobs, token_ids, count):
     got = sampler_module.gather_logprobs(logprobs, token_ids, count)
-    return dataclasses.replace(got, ranks=got.ranks - 1)
+    return got if count is None else dataclasses.replace(got, ranks=got.ranks - 1)
 
 
 def ranks_count_equals(logprobs, token_ids, count):
@@ -295,7 +295,7 @@ def ranks_count_equals(logprobs, token_ids, count):
 
 
 def top_logprobs_uncapped(logprobs, token_ids, count):
-    chosen = sampler_module.gather_logprobs(logprobs, token_ids, None)
+    chosen = sampler_module.gather_logprobs(logprobs, token_ids, count and 1)
     top = logprobs.topk(count, -1) if count is not None else None
     ids, values = (top.indices, top.values) if top else (None, None)
     return SamplerOutput(token_ids, chosen.logprobs, chosen.ranks, ids, values)

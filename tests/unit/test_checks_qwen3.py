@@ -729,13 +729,13 @@ class ScalesQueries(OwnAttention):
 class FusesInAnotherOrder(package.Attention):
     def fuse(self):
         super().fuse()
-        self.fused = package.stack(self.k_proj, self.q_proj, self.v_proj)
+        self.fused = [package.stack(self.k_proj, self.q_proj, self.v_proj)]
 
 
 class FusesWithoutBias(package.Attention):
     def fuse(self):
         super().fuse()
-        self.fused = self.fused[0], None
+        self.fused[0].bias = None
 
 
 class FusesWithoutNorms(package.Attention):
@@ -814,13 +814,13 @@ class MLPWithoutBias(OwnMLP):
 class FusesUpFirst(package.MLP):
     def fuse(self):
         super().fuse()
-        self.fused = package.stack(self.up_proj, self.gate_proj)
+        self.fused = [package.stack(self.up_proj, self.gate_proj)]
 
 
 class FusesNoBias(package.MLP):
     def fuse(self):
         super().fuse()
-        self.fused = self.fused[0], None
+        self.fused[0].bias = None
 
 
 MLPS = {
@@ -1066,7 +1066,7 @@ def _swaps_fused(load, path, dtype, device):
     model = load(path, dtype, device)
     for layer in model.model.layers:
         mlp = layer.mlp
-        mlp.fused = package.stack(mlp.up_proj, mlp.gate_proj)
+        mlp.fused = [package.stack(mlp.up_proj, mlp.gate_proj)]
     return model
 
 
