@@ -332,8 +332,7 @@ def test_nan_for_one_request_leaves_its_neighbours_alone(llm, monkeypatch):
         hidden = real(token_ids, ctx)
         bad = ctx.positions == 20  # only the long one gets there
         hidden[bad] = math.nan
-        rows = bad.repeat_interleave(ctx._cache.num_kv_heads)
-        ctx._cache._written[1][0][ctx._places[rows]] = math.nan
+        ctx._cache.heads[1][0][:, ctx._slots[bad]] = math.nan
         return hidden
 
     monkeypatch.setattr(llm.model, "forward", forward)

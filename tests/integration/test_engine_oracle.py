@@ -39,9 +39,15 @@ def engine_of(checkpoint, **options) -> LLMEngine:
         max_model_len=LONGEST,
         **options,
     )
+    forget(engine)
+    return engine
+
+
+def forget(engine: LLMEngine) -> None:
+    """Let the engine begin anew: what an earlier run left would be right too often."""
+    engine._reset("a new example begins")
     engine.runner.cache.pool.fill_(math.nan)
     engine.runner.cache.swap.fill_(math.nan)
-    return engine
 
 
 def expected(engine, prompt, params):
@@ -120,6 +126,7 @@ class Machine(RuleBasedStateMachine):
                 swap_space=2e-4,
             )
         self.engine = self.engines[key]
+        forget(self.engine)
         self.asked: dict = {}
         self.count = 0
 
