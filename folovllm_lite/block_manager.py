@@ -99,8 +99,11 @@ class BlockManager:
         """Whether `grow` to `num_tokens` would succeed, after `adopt` of `hits`."""
         missing = self.blocks_for(num_tokens) - len(seq.block_ids) - len(hits)
         missing = max(0, missing)  # a table that is too long is no free block
+        missing += self._shared(seq) is not None
+        if not missing and not hits:  # as in nearly every step of a decoding sequence
+            return True
         idle = sum(self.blocks[i].ref_count == 0 for i in hits)
-        return missing + (self._shared(seq) is not None) <= self.num_free - idle
+        return missing <= self.num_free - idle
 
     def grow(self, seq: Sequence, num_tokens: int) -> Moves:
         """Give `seq` room for its first `num_tokens` tokens.

@@ -191,9 +191,9 @@ class PagedContext:
         self._mask = seen[:, None, None]  # [N, 1, 1, S]
         self._values = None
         if cache.pool.device.type == "cpu":
-            # One list of value rows for each query head, [N * Hq, S].
-            places = cache.places(slots).repeat_interleave(cache.group, 1)
-            self._values = places.flatten(0, 1)
+            # One list of value rows for each query head: [N, Hkv, S] -> [N * Hq, S].
+            places = cache.places(slots).int().unsqueeze(2)
+            self._values = places.expand(-1, -1, cache.group, -1).flatten(0, 2)
             bias = torch.zeros(seen.shape, dtype=cache.pool.dtype)
             bias = bias.masked_fill(~seen, -math.inf)
             self._bias = bias.repeat_interleave(cache.num_kv_heads, 0)[:, None]

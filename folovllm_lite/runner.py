@@ -46,6 +46,8 @@ def passes(work: list[Work], limit: int) -> list[list[Work]]:
 
     A sequence may be cut too: its second part finds the first in the pool.
     """
+    if sum(each.count for each in work) <= limit:
+        return [work]
     found: list[list[Work]] = [[]]
     room = limit
     for each in work:
@@ -110,13 +112,13 @@ class Runner:
 
     def _context(self, work: list[Work]) -> PagedContext:
         size = self.cache.block_size
-        positions, slots = [], []
+        positions: list[int] = []
+        slots: list[int] = []
         for each in work:
             blocks = each.seq.block_ids
-            positions += range(each.start, each.end)
-            slots += [
-                blocks[i // size] * size + i % size for i in range(each.start, each.end)
-            ]
+            for i in range(each.start, each.end):
+                positions.append(i)
+                slots.append(blocks[i // size] * size + i % size)
         singles = list(takewhile(lambda each: each.count == 1, work))
         if len(singles) == 1:  # a batch of one gains nothing
             singles = []

@@ -159,7 +159,10 @@ def alone(ours: Engine, work: str, repeats: int) -> dict[str, Any]:
             "caching, prefix served before": ("first_tokens", True, True),
         },
         "e": {"whole": ("gaps", None), "chunks": ("gaps", 128)},
-        "cost": {f"{n} requests": ("cost", n) for n in (16, 64, 256)},
+        "cost": {
+            **{f"{n} requests": ("cost", n) for n in (16, 64, 256)},
+            "64 requests, blocks of 8": ("cost", 64, 8),
+        },
     }[work]
     rounds = [{name: ours.do(*job)[1] for name, job in jobs.items()}]  # a warm-up
     rounds = [

@@ -232,11 +232,11 @@ class Ours(VLLM):
             "first token of the long prompt": first,
         }
 
-    def cost(self, count: int) -> dict[str, Any]:
+    def cost(self, count: int, block_size: int = 16) -> dict[str, Any]:
         """Where the time of a decoding step goes with `count` requests running."""
         module = importlib.import_module("folovllm_lite.engine")
         rng = random.Random(0)
-        engine = self.engine(max_model_len=MAX_LEN)
+        engine = self.engine(max_model_len=MAX_LEN, block_size=block_size)
         for number in range(count):
             ids = [rng.randrange(10, 1500) for _ in range(rng.randint(16, 128))]
             engine.add_request(str(number), ids, self.params(128))

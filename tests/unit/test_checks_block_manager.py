@@ -70,8 +70,8 @@ MUTANTS = {
     "hits_are_room_too": ("_hits_take_room", "self.num_free - idle", "self.num_free"),
     "a_copy_needs_no_room": (
         "_copies_need_room",
-        "missing + (self._shared(seq) is not None)",
-        "missing",
+        "missing += self._shared(seq) is not None",
+        "missing += 0",
     ),
     "a_long_table_is_room": (
         "_copies_need_room",
