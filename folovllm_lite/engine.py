@@ -369,6 +369,7 @@ class LLMEngine:
             raise changed
         return changed
 
+    @torch.inference_mode()
     def _compute(self, step: Step) -> list[RequestState] | BaseException:
         """Run a step and sample; an error of the model is returned, not raised."""
         if not step.work:
@@ -404,7 +405,6 @@ class LLMEngine:
         swap = self.scheduler.swap
         self.scheduler = Scheduler(self.scheduler_config, self.blocks, swap)
 
-    @torch.inference_mode()
     def _sample(self, step: Step, hidden: Tensor) -> list[RequestState]:
         """Choose a token for every sequence whose tokens are all computed."""
         places: list[int] = []  # rows of `hidden`

@@ -49,6 +49,7 @@ class PagedKVCache:
         self.swap = torch.empty(shape, dtype=dtype)
         # The same memory per kind and layer: by token, [Hkv, B * S, D]; by token of any
         # head, [Hkv * B * S, D]; by block of any head, [Hkv * B, S * D].
+        self._by_token = self.pool.flatten(3, 4)
         layers = [list(kind) for kind in self.pool]
         self.heads = [[x.flatten(1, 2) for x in kind] for kind in layers]
         self.tokens = [[x.flatten(0, 2) for x in kind] for kind in layers]
@@ -74,22 +75,25 @@ class PagedKVCache:
         """Rows [..., Hkv, T] of `tokens` for slots [..., T]."""
         return self._first * self.block_size + slots.unsqueeze(-2)
 
-    def locate(self, blocks: list[int]) -> slice | Tensor:
-        """Where `read` finds the tokens of `blocks`.
+    def locate(self, blocks: list[int], end: int) -> tuple | Tensor:
+        """Where `read` finds the first `end` tokens of a sequence.
 
         Blocks that follow each other, as a lone request gets them, are one piece of
-        memory, and nothing has to be copied.
+        memory: then it is the tokens themselves, a view for each kind and layer, and
+        nothing has to be copied. Else the rows of `gather`.
         """
         first = blocks[0]
         if blocks == list(range(first, first + len(blocks))):
-            return slice(first * self.block_size, (blocks[-1] + 1) * self.block_size)
+            start = first * self.block_size
+            window = self._by_token[:, :, :, start : start + end]  # [2, L, Hkv, end, D]
+            return tuple(kind.unbind() for kind in window)
         return self.rows(torch.tensor(blocks, device=self.pool.device))
 
-    def read(self, kind: int, layer: int, where: slice | Tensor) -> Tensor:
-        """Keys (kind 0) or values (1) [Hkv, B * S, D] of B blocks that were located."""
-        if isinstance(where, slice):
-            return self.heads[kind][layer][:, where]
-        return self.gather(kind, layer, where)
+    def read(self, kind: int, layer: int, where: tuple | Tensor, end: int) -> Tensor:
+        """Keys (kind 0) or values (1) [Hkv, end, D] of what was located."""
+        if isinstance(where, tuple):
+            return where[kind][layer]
+        return self.gather(kind, layer, where)[:, :end]
 
     def gather(self, kind: int, layer: int, rows: Tensor) -> Tensor:
         """Keys (kind 0) or values (1) [..., Hkv, B * S, D] of rows [..., Hkv, B].
@@ -174,7 +178,7 @@ class PagedContext:
     ):
         self.positions = positions
         self._cache, self._slots, self._segments = cache, slots, segments
-        self._where = [cache.locate(segment.blocks) for segment in segments]
+        self._where = [cache.locate(each.blocks, each.end) for each in segments]
         self._masks = [self._mask_of(segment) for segment in segments]
         self._num_rows = len(tables)
         if len(tables):
@@ -219,10 +223,8 @@ class PagedContext:
             if segment.end == segment.last - segment.first:  # nothing came before it
                 ks, vs = k[rows].transpose(0, 1), v[rows].transpose(0, 1)
             else:
-                ks, vs = (
-                    self._cache.read(kind, layer, where)[:, : segment.end]
-                    for kind in (0, 1)
-                )
+                ks = self._cache.read(0, layer, where, segment.end)
+                vs = self._cache.read(1, layer, where, segment.end)
             parts.append(self._attend_segment(q[rows], ks, vs, mask))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -76,8 +76,8 @@ class Runner:
         self.cache = cache
         self.num_parameters = sum(p.numel() for p in model.parameters())
         self._device = model.lm_head.weight.device
+        self._no_tables = self._tensor([]).view(0, 0)
 
-    @torch.inference_mode()
     def run(self, step: Step) -> Tensor:
         """Move blocks and compute the step; hidden states [T, E], packed like its work.
 
@@ -137,8 +137,10 @@ class Runner:
 
     def _tables(self, work: list[Work]) -> Tensor:
         """The block tables [N, B] of some rows, each filled up with its last block."""
+        if not work:
+            return self._no_tables
         tables = [each.seq.block_ids for each in work]
-        longest = max(map(len, tables), default=0)
+        longest = max(map(len, tables))
         return self._tensor(
             [blocks + blocks[-1:] * (longest - len(blocks)) for blocks in tables]
-        ).view(len(tables), longest)
+        )
