@@ -77,10 +77,14 @@ def sample(
 
 def check_logits(logits: Tensor) -> None:
     """Raise ValueError for rows without a likeliest token: NaN, +inf or all -inf."""
-    # A row's maximum is NaN if any logit is, and -inf only if all are: one reduction.
+    # A row's maximum is NaN if any logit is, and -inf only if all are. Then the sum of
+    # the maxima isn't finite either: one number to look at. (Or it is just too large.)
     best = logits.amax(-1)  # [N]
-    if not best.isfinite().all():
-        row = int((~best.isfinite()).nonzero()[0])
+    if math.isfinite(best.sum()):
+        return
+    bad = (~best.isfinite()).nonzero().flatten()
+    if len(bad):
+        row = int(bad[0])
         raise ValueError(
             f"logits of row {row} can't be sampled: their maximum is {best[row]}"
         )
