@@ -10,6 +10,7 @@ is chosen.
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -232,6 +233,7 @@ class Linear(nn.Linear):
     """
 
     _packed: Tensor | None = None
+    _is_packed = False  # here, or in a stack that this layer is part of
 
     def fuse(self, keep: bool = False) -> None:
         """Lay the weight out; for inference only.
@@ -246,6 +248,7 @@ class Linear(nn.Linear):
             weight = weight.t().contiguous().t()
         elif weight.dtype == torch.bfloat16 and _packs_bfloat16():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+            self._is_packed = True
             weight = weight if keep else weight.to("meta")
         self.weight = nn.Parameter(weight, requires_grad=False)
 
@@ -256,6 +259,23 @@ class Linear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(
             x, self._packed, self.bias, "none", [], ""
         )
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self._refuse()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._refuse()
+        super()._load_from_state_dict(*args)
+
+    def _refuse(self) -> None:
+        # Without this a saved checkpoint would hold no weights, and a loaded one would
+        # change some layers and not the packed ones.
+        if self._is_packed:
+            raise RuntimeError(
+                "weights that are packed can't be saved or replaced: make a Qwen3 and "
+                "use load_weights, which packs nothing"
+            )
 
 
 def stack(*linears: Linear) -> Linear:
@@ -279,6 +299,7 @@ def stack(*linears: Linear) -> Linear:
             parts = getattr(whole, name).split(rows)
             for linear, part in zip(linears, parts, strict=True):
                 setattr(linear, name, nn.Parameter(part, requires_grad=False))
+                linear._is_packed = whole._is_packed
     return whole
 
 

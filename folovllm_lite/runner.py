@@ -41,6 +41,15 @@ def threads_for(multiplications: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def decodes(work: Work) -> bool:
+    """Whether this is a sequence's one token that is missing.
+
+    Not every single token is: of a prompt that is cut, the rest of the blocks isn't
+    written yet, and a row of a batch is read to the end of its table.
+    """
+    return work.count == 1 and work.end == work.seq.get_len()
+
+
 def passes(work: list[Work], limit: int) -> list[list[Work]]:
     """Cut work, in order, into lists of at most `limit` tokens.
 
@@ -78,10 +87,11 @@ class Runner:
         self._device = model.lm_head.weight.device
         self._no_tables = self._tensor([]).view(0, 0)
 
+    @torch.inference_mode()
     def run(self, step: Step) -> Tensor:
         """Move blocks and compute the step; hidden states [T, E], packed like its work.
 
-        The work is put in order here: rows that add one token come first.
+        The work is put in order here: decoding rows come first.
         """
         cache, size = self.cache, self.cache.block_size
         cache.move(step.swap_out, step.swap_in, step.copies)
@@ -93,7 +103,7 @@ class Runner:
                 if work.end % size and work.start <= work.end // size * size
             ]
         )
-        step.work.sort(key=lambda work: work.count > 1)
+        step.work.sort(key=lambda work: not decodes(work))
         limit = _PASS_TOKENS if self._device.type == "cpu" else step.num_tokens
         parts = [self._forward(work) for work in passes(step.work, limit)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -119,7 +129,7 @@ class Runner:
             for i in range(each.start, each.end):
                 positions.append(i)
                 slots.append(blocks[i // size] * size + i % size)
-        singles = list(takewhile(lambda each: each.count == 1, work))
+        singles = list(takewhile(decodes, work))
         if len(singles) == 1:  # a batch of one gains nothing
             singles = []
         segments, first = [], len(singles)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from folovllm_lite import SamplingParams
+from folovllm_lite import SamplingParams, runner
 from folovllm_lite.engine import LLMEngine
 from folovllm_lite.generation import generate
 from tests.helpers import make_checkpoint
@@ -21,6 +21,7 @@ from tests.helpers import make_checkpoint
 BLOCK = 4
 BLOCKS = 14  # 56 tokens: two or three requests, not more
 LONGEST = 40
+PASS_TOKENS = runner._PASS_TOKENS
 _SHARED = [11, 12, 13, 14, 15, 16, 17, 18, 19]  # what some prompts begin with
 
 
@@ -111,8 +112,10 @@ class Machine(RuleBasedStateMachine):
         caching=st.booleans(),
         mode=st.sampled_from(["recompute", "swap"]),
         chunked=st.booleans(),
+        tokens=st.sampled_from([1, 2, 3, 512]),
     )
-    def build(self, budget, seqs, caching, mode, chunked):
+    def build(self, budget, seqs, caching, mode, chunked, tokens):
+        runner._PASS_TOKENS = tokens  # a step of many passes, as only long ones are
         budget = budget if chunked else LONGEST
         key = (budget, seqs, caching, mode, chunked)
         if key not in self.engines:  # loading is most of the time
@@ -169,6 +172,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self):
         """Everybody finishes, within a bound, and nothing is left behind."""
+        runner._PASS_TOKENS = PASS_TOKENS
         if not hasattr(self, "engine"):
             return
         # Each step computes at least one token of the first in order, who can't be

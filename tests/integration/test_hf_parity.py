@@ -119,6 +119,11 @@ def test_packed_bfloat16_weights_multiply_alike(tmp_path):
     projection = packed.model.layers[0].self_attn.o_proj
     assert projection.weight.is_meta == (projection._packed is not None)
     assert not packed.lm_head.weight.is_meta, "the embedding reads it, if they are tied"
+    if projection._packed is not None:  # else a checkpoint without weights
+        with pytest.raises(RuntimeError, match="can't be saved or replaced"):
+            packed.state_dict()
+        with pytest.raises(RuntimeError, match="can't be saved or replaced"):
+            packed.load_state_dict(unpacked.state_dict())
 
 
 def _lose_the_sign(monkeypatch):
