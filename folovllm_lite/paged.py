@@ -192,9 +192,10 @@ class PagedContext:
         slots = (tables[:, :, None] * size + offsets).flatten(1)  # [N, S]
         columns = torch.arange(slots.shape[1], device=tables.device)
         seen = columns <= self.positions[: len(tables), None]  # [N, S]
-        self._mask = seen[:, None, None]  # [N, 1, 1, S]
         self._values = None
-        if cache.pool.device.type == "cpu":
+        if cache.pool.device.type != "cpu":
+            self._mask = seen[:, None, None]  # [N, 1, 1, S]
+        else:
             # One list of value rows for each query head: [N, Hkv, S] -> [N * Hq, S].
             places = cache.places(slots).int().unsqueeze(2)
             self._values = places.expand(-1, -1, cache.group, -1).flatten(0, 2)

@@ -176,7 +176,7 @@ def decoding_rows_see_what_others_have(patch):
     def wrong(self, *args):
         begin(self, *args)
         if self._num_rows:
-            self._mask, self._bias = None, torch.zeros_like(self._bias)
+            self._bias = torch.zeros_like(self._bias)
 
     patch(PagedContext, "__init__", wrong)
 
@@ -300,8 +300,9 @@ def test_without_a_mistake_it_says_nothing(checkpoint, failing):
 )
 def test_the_oracle_objects(mistake, failing, checkpoint, monkeypatch):
     mistake(monkeypatch.setattr)
-    # Of a failed step somebody has to ask for the blocks: that takes more examples.
-    examples = 1000 if failing else 150
+    # Most are found within ten. But Hypothesis draws otherwise when other files are
+    # collected beside this one, and with 150 it missed four of them once.
+    examples = 1000
     first = objections(checkpoint, examples, failing)[:1]
     assert first, f"{examples} examples and no objection"
     # Wrong tokens, wrong books or no end: not a crash for a reason of the patch's own.
