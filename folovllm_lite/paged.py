@@ -49,7 +49,7 @@ class PagedKVCache:
         self.swap = torch.empty(shape, dtype=dtype)
         # The same memory per kind and layer: by token, [Hkv, B * S, D]; by token of any
         # head, [Hkv * B * S, D]; by block of any head, [Hkv * B, S * D].
-        self._by_token = self.pool.flatten(3, 4)
+        self._by_token = self.pool.flatten(3, 4).flatten(0, 1)  # [2 * L, Hkv, B * S, D]
         layers = [list(kind) for kind in self.pool]
         self.heads = [[x.flatten(1, 2) for x in kind] for kind in layers]
         self.tokens = [[x.flatten(0, 2) for x in kind] for kind in layers]
@@ -85,14 +85,13 @@ class PagedKVCache:
         first = blocks[0]
         if blocks == list(range(first, first + len(blocks))):
             start = first * self.block_size
-            window = self._by_token[:, :, :, start : start + end]  # [2, L, Hkv, end, D]
-            return tuple(kind.unbind() for kind in window)
+            return self._by_token[:, :, start : start + end].unbind()
         return self.rows(torch.tensor(blocks, device=self.pool.device))
 
     def read(self, kind: int, layer: int, where: tuple | Tensor, end: int) -> Tensor:
         """Keys (kind 0) or values (1) [Hkv, end, D] of what was located."""
         if isinstance(where, tuple):
-            return where[kind][layer]
+            return where[kind * len(self.heads[0]) + layer]
         return self.gather(kind, layer, where)[:, :end]
 
     def gather(self, kind: int, layer: int, rows: Tensor) -> Tensor:
@@ -119,8 +118,8 @@ class PagedKVCache:
         The end of a sequence's last block is read like the rest and weighs 0; but what
         an earlier owner left there may be NaN, and 0 times NaN is NaN.
         """
-        if block_ids:
-            self.pool[:, :, :, block_ids] = 0
+        for block_id in block_ids:  # mostly none or one: an index costs more
+            self.pool.select(3, block_id).zero_()
 
     def move(self, swap_out: Moves, swap_in: Moves, copies: Moves) -> None:
         """Carry out the moves of a step, in this order.

@@ -8,6 +8,7 @@ is chosen.
 """
 
 import math
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,46 +217,73 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def _packs_bfloat16() -> bool:
-    """Whether oneDNN is in this PyTorch and has kernels for this CPU."""
+# Weights of at most so many elements keep their columns beside their packed form.
+_SMALL_WEIGHT = 2**21
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is in this PyTorch and has kernels for `dtype` on this CPU."""
     if not torch.backends.mkldnn.is_available():
         return False
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # In float32 it was measured on x86 alone; on other CPUs PyTorch's choice stands.
+    return dtype == torch.float32 and platform.machine() in ("x86_64", "AMD64")
 
 
 class Linear(nn.Linear):
     """x W^T + b, with a weight that `fuse` lays out as the machine reads it best.
 
-    On a CPU only. In float32 column after column: one token times a weight is then a
-    sum of its columns, read from the first byte to the last, 38 GB/s where the usual
-    order gives 27. In bfloat16 as oneDNN's kernels want it, packed into tiles: without
-    that, oneDNN does so in every call.
+    On a CPU only. Packed into tiles, as oneDNN's kernels want it: without that the
+    weight is rearranged in every call, or another library computes, which took 1.3 to 4
+    times as long for 2 to 64 tokens in float32. And column after column, for one token
+    times a small weight in float32: that is a sum of the weight's columns, read from
+    the first byte to the last, and is over before oneDNN has begun.
     """
 
     _packed: Tensor | None = None
-    _is_packed = False  # here, or in a stack that this layer is part of
+    _columns: Tensor | None = None  # [in, out]; the weight, transposed
+    _version = 0  # of the weight, when it was packed
+    _is_packed = False  # unreadable, here or in a stack that this layer is part of
 
     def fuse(self, keep: bool = False) -> None:
         """Lay the weight out; for inference only.
 
-        A packed weight can't be read any more. Unless somebody else reads it (`keep`),
-        what stays behind is a tensor of the same shape without memory.
+        A small weight in float32 can be read and changed as before. Of any other that
+        is packed, unless somebody else reads it (`keep`), what stays behind is a tensor
+        of the same shape without memory.
         """
         weight = self.weight.detach()
         if weight.device.type != "cpu":
             return
-        if weight.dtype == torch.float32:
+        packs = _packs(weight.dtype)
+        small = weight.numel() <= _SMALL_WEIGHT
+        if weight.dtype == torch.float32 and (small or not packs):
             weight = weight.t().contiguous().t()
-        elif weight.dtype == torch.bfloat16 and _packs_bfloat16():
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-            self._is_packed = True
-            weight = weight if keep else weight.to("meta")
+            self._columns = weight.t()
+        if packs:
+            self._pack(weight)
+            if self._columns is None:
+                self._is_packed = True
+                weight = weight if keep else weight.to("meta")
         self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def _pack(self, weight: Tensor) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self._version = weight._version
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
+        columns = self._columns
+        if columns is not None and x.dim() == 2 and len(x) == 1:
+            if self.bias is None:
+                return torch.mm(x, columns)
+            return torch.addmm(self.bias, x, columns)
         if self._packed is None:
             return F.linear(x, self.weight, self.bias)
+        # PyTorch counts what is written to a tensor, its views included.
+        if columns is not None and columns._version != self._version:
+            self._pack(columns.t())
         return torch.ops.mkldnn._linear_pointwise(
             x, self._packed, self.bias, "none", [], ""
         )
@@ -383,7 +411,7 @@ class Attention(nn.Module):
         """Compute the same with one product and one norm."""
         # `forward` and not a call: nobody hooks what has no name in the model.
         qkv = self.fused[0].forward(x).unflatten(-1, (-1, self.D))
-        qk, v = qkv.split(self.heads, 1)
+        qk, v = qkv.tensor_split([self.heads[0]], 1)
         for norm in self.qk_norm:
             qk = norm.forward(qk)
         return qk, v
