@@ -24,8 +24,8 @@ class Block:
 
     Args:
         ref_count: how many sequences hold it.
-        digest: names its tokens and all before them; None until it is full and
-            computed.
+        digest: names its tokens and all before them; None until a step is planned
+            that fills it.
         parent: digest of the block before it.
         token_ids: its tokens, to compare on a hit: a digest is evidence, not proof.
     """
@@ -226,13 +226,13 @@ class BlockManager:
         seq.num_computed = len(hits) * self.block_size
         self._holders[seq.seq_id] = seq
 
-    def commit(self, seq: Sequence, start: int) -> None:
-        """Offer the blocks that computing from token `start` on has filled to others.
+    def commit(self, seq: Sequence, start: int, end: int) -> None:
+        """Offer the blocks that the tokens [start, end) fill to others.
 
-        Called when they are computed and not before: a step that fails leaves nothing
-        behind that a later prompt could hit.
+        Called when the tokens are scheduled: who finds them in the same step reads them
+        after they are written. If that step fails, `withdraw` takes the offer back.
         """
-        first, last = start // self.block_size, seq.num_computed // self.block_size
+        first, last = start // self.block_size, end // self.block_size
         if not self.enable_prefix_caching or first == last:
             return
         parent = seq.cache_salt
@@ -244,7 +244,7 @@ class BlockManager:
             block = self.blocks[seq.block_ids[i]]
             block.token_ids, block.parent = tokens, parent
             block.digest = parent = chain(parent, tokens)
-            # A neighbour may have computed the same in the same step: the first stays.
+            # Another may have computed the same, without asking: the first stays.
             self._found.setdefault(block.digest, seq.block_ids[i])
 
     def withdraw(self, seq: Sequence) -> None:

@@ -380,6 +380,7 @@ class LLMEngine:
         try:
             hidden = self.runner.run(step)
         except BaseException as error:
+            self.scheduler.undo(step)
             for request_id in concerned:
                 self._abort_now(request_id, str(error) or type(error).__name__)
             out_of_memory = isinstance(error, torch.OutOfMemoryError)

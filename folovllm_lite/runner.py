@@ -91,7 +91,8 @@ class Runner:
     def run(self, step: Step) -> Tensor:
         """Move blocks and compute the step; hidden states [T, E], packed like its work.
 
-        The work is put in order here: decoding rows come first.
+        The order of the work stays: whoever shares blocks that are written in this step
+        stands behind the one who writes them.
         """
         cache, size = self.cache, self.cache.block_size
         cache.move(step.swap_out, step.swap_in, step.copies)
@@ -103,7 +104,6 @@ class Runner:
                 if work.end % size and work.start <= work.end // size * size
             ]
         )
-        step.work.sort(key=lambda work: not decodes(work))
         limit = _PASS_TOKENS if self._device.type == "cpu" else step.num_tokens
         parts = [self._forward(work) for work in passes(step.work, limit)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -23,7 +23,6 @@ class Work:
     start: int
     count: int
     copies: Moves = field(default_factory=list)
-    from_cpu: bool = False  # its blocks come back from CPU memory in this step
 
     @property
     def end(self) -> int:
@@ -94,6 +93,8 @@ class Scheduler:
         step = Step()
         chosen: dict[str, Work] = {}
         budget = self._continue(step, chosen)
+        for work in chosen.values():  # nothing loses its place any more
+            self.blocks.commit(work.seq, work.start, work.end)
         if not step.preempted:  # what has just lost its blocks must not take them back
             self._admit(step, chosen, budget)
         step.work = list(chosen.values())
@@ -139,7 +140,10 @@ class Scheduler:
                     return
                 self.blocks.adopt(seq, hits)
             copies = self.blocks.grow(seq, start + count)
-            chosen[seq.seq_id] = Work(seq, start, count, copies, swapped)
+            work = chosen[seq.seq_id] = Work(seq, start, count, copies)
+            # The next in the queue may begin alike, and find these blocks already. Those
+            # back from CPU memory are new ones: they are offered from the beginning.
+            self.blocks.commit(seq, 0 if swapped else start, work.end)
             budget -= count
             room -= seq.width
             self.waiting.pop(0)
@@ -174,8 +178,11 @@ class Scheduler:
         """Count the step's tokens as computed: called when they are, not before."""
         for work in step.work:
             work.seq.num_computed = work.end
-            # Blocks back from CPU memory are new ones: offer them from the beginning.
-            self.blocks.commit(work.seq, 0 if work.from_cpu else work.start)
+
+    def undo(self, step: Step) -> None:
+        """Offer nothing of a step that failed: its blocks were never written."""
+        for work in step.work:
+            self.blocks.withdraw(work.seq)
 
 
 def _order(seq: Sequence) -> tuple[int, int, int]:

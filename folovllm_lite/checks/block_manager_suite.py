@@ -35,7 +35,7 @@ def _compute(pool: Any, seq: Sequence, end: int | None = None) -> list:
     end, start = seq.get_len() if end is None else end, seq.num_computed
     copies = pool.grow(seq, end)
     seq.num_computed = end
-    pool.commit(seq, start)
+    pool.commit(seq, start, end)
     return copies
 
 
@@ -377,20 +377,20 @@ def _hits(p: SimpleNamespace) -> None:
         expect(given, got, one.block_ids[:count])
 
 
-@_SUITE.property("BlockManager", hint="is there anything in the block yet?")
+@_SUITE.property("BlockManager", hint="will there be anything in the block?")
 def _nothing_early(p: SimpleNamespace) -> None:
-    """Nothing is offered before it is computed and committed, nor a block half full."""
+    """Nothing is offered before it is committed, nor a block half full."""
     pool = p.BlockManager(8, 2, True)
     one, two = _seq(range(5)), _seq(range(6), "b")
     pool.adopt(one, [])
     pool.grow(one, 5)
-    expect("5 tokens have room, none is computed: match", pool.match(two), [])
+    expect("5 tokens have room, none is committed: match", pool.match(two), [])
     pool.release(one)
-    expect("... and are released uncomputed: match", pool.match(two), [])
-    _books(pool, "released before anything was computed")
+    expect("... and are released like that: match", pool.match(two), [])
+    _books(pool, "released before anything was committed")
     for end, count in ((1, 0), (2, 1), (3, 1), (5, 2)):
         _compute(pool, one, end)
-        given = f"blocks of 2, {end} of 5 tokens computed and committed: match"
+        given = f"blocks of 2, {end} of 5 tokens committed: match"
         expect(given, pool.match(two), one.block_ids[:count])
 
 
@@ -515,7 +515,7 @@ def _duplicates(p: SimpleNamespace) -> None:
             pool.grow(seq, 3)
         for seq in seqs:
             seq.num_computed = 3
-            pool.commit(seq, 0)
+            pool.commit(seq, 0, 3)
         three = _seq(range(3), "c")
         given = "the same 3 tokens, twice in one step"
         _books(pool, given)
@@ -638,7 +638,7 @@ def _entries_vanish(p: SimpleNamespace) -> None:
     expect(f"{given}: match", pool.match(ask), [])
     _books(pool, given)
     other.num_computed = 3
-    pool.commit(other, 0)
+    pool.commit(other, 0, 3)
     expect(f"{given} and computes: match", pool.match(ask), [])
     pool.release(other)
     expect(f"{given}, computes, is released: match", pool.match(ask), [])
@@ -783,7 +783,7 @@ def _swapped_commit(p: SimpleNamespace) -> None:
     pool.swap_in(one)
     given = "5 tokens swapped out and in"
     expect(f"{given}: match before commit", pool.match(_seq(range(5), "c")), [])
-    pool.commit(one, 0)
+    pool.commit(one, 0, 5)
     got = pool.match(_seq(range(5), "c"))
     expect(f"{given}, commit from 0: match", got, one.block_ids[:2])
     _books(pool, given)
@@ -898,7 +898,7 @@ def _play(p: SimpleNamespace, caching: bool, length: int, seed: int) -> None:
             back = away.pop(0)
             calls.append(f"{back.seq_id} swaps in")
             pool.swap_in(back)
-            pool.commit(back, 0)
+            pool.commit(back, 0, back.num_computed)
             there.append(back)
         elif seq is None:
             continue

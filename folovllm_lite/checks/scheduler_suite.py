@@ -399,22 +399,67 @@ def _prefix(p: SimpleNamespace) -> None:
         expect(given, _shares(made.schedule())["b"], wanted)
 
 
-@_SUITE.property("Scheduler", hint="in which call does a block become true?")
+@_SUITE.property("Scheduler", hint="who is next may begin like the one before")
 def _offered(p: SimpleNamespace) -> None:
-    """Blocks are offered to others by advance(), not while a step is only planned."""
+    """Who begins like a neighbour of the same step shares the blocks that the neighbour
+    is about to fill, and stands behind it.
+    """
+    for lengths, wanted in (
+        ((5, 5), {"a": (0, 5), "b": (4, 1)}),
+        ((4, 5), {"a": (0, 4), "b": (4, 1)}),
+        ((3, 5), {"a": (0, 3), "b": (2, 3)}),
+        ((7, 3), {"a": (0, 7), "b": (2, 1)}),
+        ((1, 5), {"a": (0, 1), "b": (0, 5)}),
+    ):
+        made = _made(p, caching=True)
+        seqs = [_seq("a", lengths[0]), _seq("b", lengths[1], 1)]
+        for seq in seqs:
+            made.add(seq)
+        step = made.schedule()
+        given = f"{lengths[0]} and {lengths[1]} tokens that begin alike, in one step"
+        expect(f"{given}: work", _shares(step), wanted)
+        expect(f"{given}: its order", [w.seq.seq_id for w in step.work], ["a", "b"])
+        hits = wanted["b"][0] // 2
+        common = [seq.block_ids[:hits] for seq in seqs]
+        expect(f"{given}: common blocks", common[1], common[0])
+        _finish(made, step)
+        _books(made, given)
+
+
+@_SUITE.property("Scheduler", hint="a chunk that runs on fills blocks, too")
+def _offered_by_a_chunk(p: SimpleNamespace) -> None:
+    """What a running chunk fills in a step, a prompt admitted in that step finds."""
+    made = _made(p, 4, chunked=True, caching=True)
+    one, two = _seq("a", 6), _seq("b", 5, 1)
+    made.add(one)
+    _step(made)
+    made.add(two)
+    given = "budget 4, 4 of 6 tokens computed, 5 of them are a second prompt: work"
+    expect(given, _shares(made.schedule()), {"a": (4, 2), "b": (4, 1)})
+    made = _made(p, 4, chunked=True, caching=True)
+    one, two = _seq("a", 7), _seq("b", 7, 1)
+    made.add(one)
+    _step(made)
+    made.add(two)
+    given = "budget 4, 4 of 7 tokens computed, a second prompt of the same 7: work"
+    expect(given, _shares(made.schedule()), {"a": (4, 3), "b": (6, 1)})
+
+
+@_SUITE.property("Scheduler", hint="an offer that can't be kept has to be taken back")
+def _undone(p: SimpleNamespace) -> None:
+    """undo() takes back what a step has offered: it fails, and nothing was written."""
     made = _made(p, caching=True)
     one, two = _seq("a", 5), _seq("b", 5, 1)
     made.add(one)
     made.add(two)
-    step = made.schedule()
-    given = "the same prompt of 5 twice in one step"
-    expect(f"{given}: work", _shares(step), {"a": (0, 5), "b": (0, 5)})
+    made.undo(made.schedule())
     made.remove(one)
     made.remove(two)
     three = _seq("c", 5, 2)
     made.add(three)
-    given += ", which fails; a third: work"
+    given = "the same prompt of 5 twice in a step, which fails; a third: work"
     expect(given, _shares(made.schedule()), {"c": (0, 5)})
+    _books(made, given)
 
 
 # ----- preemption
@@ -585,11 +630,10 @@ def _swap(p: SimpleNamespace) -> None:
     expect(f"{given}: work", _shares(step), {"b": (4, 1)})
     expect(f"{given}: swapped in from", [old for old, _ in step.swap_in], host)
     expect(f"{given}: to", [new for _, new in step.swap_in], b.block_ids[:2])
-    expect(f"{given}: from_cpu", [w.from_cpu for w in step.work], [True])
     expect(f"{given}: status of b", b.status.name, "RUNNING")
     _finish(made, step)
     step = _step(made)
-    expect(f"{given}, next step: from_cpu", [w.from_cpu for w in step.work], [False])
+    expect(f"{given}, next step: swap_in", list(step.swap_in), [])
     _books(made, given)
 
 

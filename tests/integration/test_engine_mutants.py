@@ -18,7 +18,7 @@ from folovllm_lite.block_manager import BlockManager
 from folovllm_lite.engine import LLMEngine
 from folovllm_lite.paged import PagedContext, PagedKVCache
 from folovllm_lite.request import SequenceStatus
-from folovllm_lite.runner import Runner
+from folovllm_lite.runner import Runner, decodes
 from folovllm_lite.scheduler import Scheduler
 from tests.helpers import make_checkpoint
 from tests.integration.test_engine_oracle import BLOCK, Machine
@@ -147,8 +147,8 @@ def recompute_keeps_the_count(patch):
 def positions_restart_after_a_hit_or_chunk(patch):
     context = Runner._context
 
-    def wrong(self, work):
-        made, first = context(self, work), 0
+    def wrong(self, work, *rest):
+        made, first = context(self, work, *rest), 0
         for each in work:
             if each.count > 1:  # decoding rows count on
                 rows = torch.arange(each.count, device=made.positions.device)
@@ -220,19 +220,18 @@ def swaps_in_backwards(patch):
     patch(BlockManager, "swap_in", wrong)
 
 
-def offers_before_computing(patch):
-    grow = BlockManager.grow
+def what_failed_is_still_offered(patch):
+    patch(Scheduler, "undo", lambda self, step: None)
 
-    def wrong(self, seq, num_tokens):
-        copies, before = grow(self, seq, num_tokens), seq.num_computed
-        seq.num_computed = num_tokens
-        last = before // self.block_size - 1
-        if last < 0 or self.blocks[seq.block_ids[last]].digest is not None:
-            self.commit(seq, before)
-        seq.num_computed = before
-        return copies
 
-    patch(BlockManager, "grow", wrong)
+def who_shares_goes_first(patch):
+    run = Runner.run
+
+    def wrong(self, step):
+        step.work.sort(key=lambda work: not decodes(work))
+        return run(self, step)
+
+    patch(Runner, "run", wrong)
 
 
 def a_full_hit_leaves_no_token(patch):
@@ -279,13 +278,14 @@ MUTANTS = [
     swaps_in_after_computing,
     swaps_in_backwards,
     a_full_hit_leaves_no_token,
+    who_shares_goes_first,
     evicted_blocks_are_still_found,
     aborted_requests_keep_their_blocks,
 ]
 
 
 # This shows only if a step fails: what it was to compute isn't there.
-FAILING = [offers_before_computing]
+FAILING = [what_failed_is_still_offered]
 
 
 @pytest.mark.parametrize("failing", [False, True])

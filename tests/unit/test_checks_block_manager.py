@@ -183,22 +183,20 @@ MUTANTS = {
         "            hits.append(block_id)\n",
         "            hits.append(block_id)\n            break\n",
     ),
-    "offers_before_it_computes": (
+    "offers_all_that_has_room": (
         "_nothing_early",
-        "seq.num_computed // self.block_size\n        if not",
+        "end // self.block_size\n        if not",
         "len(seq.block_ids)\n        if not",
     ),
     "offers_half_a_block": (
         "_nothing_early",
-        "seq.num_computed // self.block_size\n        if not",
-        "-(-seq.num_computed // self.block_size)\n        if not",
+        "end // self.block_size\n        if not",
+        "-(-end // self.block_size)\n        if not",
     ),
     "offers_in_grow": (
         "_nothing_early",
         "        return copies\n\n    def fork",
-        "        was, seq.num_computed = seq.num_computed, num_tokens\n"
-        "        self.commit(seq, was)\n"
-        "        seq.num_computed = was\n"
+        "        self.commit(seq, seq.num_computed, num_tokens)\n"
         "        return copies\n\n    def fork",
     ),
     "a_full_hit_leaves_nothing": (
@@ -490,8 +488,8 @@ def test_a_block_for_two_strangers_is_seen(capsys):
 
 
 class CommitsOnlyTheEnd(BlockManager):
-    def commit(self, seq, start):
-        super().commit(seq, max(start, seq.num_computed - self.block_size))
+    def commit(self, seq, start, end):
+        super().commit(seq, max(start, end - self.block_size), end)
 
 
 def test_what_came_back_must_be_offered_from_its_beginning(capsys):
@@ -513,7 +511,7 @@ def compute(pool, seq):
     pool.adopt(seq, hits)
     pool.grow(seq, seq.get_len())
     start, seq.num_computed = seq.num_computed, seq.get_len()
-    pool.commit(seq, start)
+    pool.commit(seq, start, seq.num_computed)
 
 
 def test_digests_do_not_depend_on_the_process():

@@ -21,11 +21,11 @@ from folovllm_lite.scheduler import Scheduler, Step, Work
 def test_the_package_passes(capsys):
     checks.scheduler(module)
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 25 properties hold." in out
+    assert "✗" not in out and "All 27 properties hold." in out
 
 
 _ADMITTED = (
-    "            chosen[seq.seq_id] = Work(seq, start, count, copies, swapped)\n"
+    "            work = chosen[seq.seq_id] = Work(seq, start, count, copies)\n"
 )
 
 # name: (the line that turns red, what stands there, what stands instead)
@@ -236,12 +236,29 @@ MUTANTS = {
         "if swapped or seq.scores_prompt else",
         "if swapped or seq.sampling_params.prompt_logprobs else",
     ),
-    "offered_when_planned": (
+    "offered_when_computed": (
         "_offered",
-        _ADMITTED,
-        _ADMITTED + "            seq.num_computed = start + count\n"
-        "            self.blocks.commit(seq, start)\n"
-        "            seq.num_computed = start\n",
+        ("            self.blocks.commit(seq, 0 if swapped else start, work.end)\n", ""),
+        (
+            "            work.seq.num_computed = work.end\n",
+            "            work.seq.num_computed = work.end\n"
+            "            self.blocks.commit(work.seq, work.start, work.end)\n",
+        ),
+    ),
+    "who_shares_goes_first": (
+        "_offered",
+        "step.work = list(chosen.values())",
+        "step.work = sorted(chosen.values(), key=lambda work: work.count)",
+    ),
+    "only_new_prompts_offer": (
+        "_offered_by_a_chunk",
+        "            self.blocks.commit(work.seq, work.start, work.end)\n",
+        "            pass\n",
+    ),
+    "an_offer_stands": (
+        "_undone",
+        "            self.blocks.withdraw(work.seq)\n",
+        "            pass\n",
     ),
     "the_first_is_the_victim": ("_victim", "self.running[-1]", "self.running[0]"),
     "everybody_preempts_himself": (
@@ -362,8 +379,8 @@ MUTANTS = {
     ),
     "offers_from_where_it_went_on": (
         "_swapped_prefix",
-        "0 if work.from_cpu else work.start",
-        "work.start",
+        "0 if swapped else start, work.end",
+        "start, work.end",
     ),
     "waits_for_blocks_for_ever": (
         "_everybody_ends",
