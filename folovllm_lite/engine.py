@@ -39,7 +39,7 @@ from folovllm_lite.paged import PagedKVCache
 from folovllm_lite.processor import InputProcessor, TokenTexts
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.request import Request, SequenceStatus
-from folovllm_lite.runner import Runner, threads_for
+from folovllm_lite.runner import Runner
 from folovllm_lite.sampler import sample
 from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.scheduler import Scheduler, Step
@@ -356,8 +356,7 @@ class LLMEngine:
         self._stepping = True
         try:
             step = self.scheduler.schedule()
-            with threads_for(step.num_tokens * self.runner.num_parameters):
-                changed = self._compute(step)
+            changed = self._compute(step)
         except BaseException as error:
             # Bookkeeping was cut short, by Ctrl-C for example: no count is sure now.
             self._stepping = False
@@ -445,7 +444,7 @@ class LLMEngine:
         for row, (state, index) in enumerate(targets):
             state.take(index, token_ids[row], logprobs[row], chosen, row)
             changed[state.request.request_id] = state
-            if state.sequences[index].is_finished():
+            if state.builders[index].finish_reason:
                 self.scheduler.remove(state.sequences[index])
                 if state.finished:
                     del self._states[state.request.request_id]

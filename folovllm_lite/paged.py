@@ -49,7 +49,7 @@ class PagedKVCache:
         self.swap = torch.empty(shape, dtype=dtype)
         # The same memory per kind and layer: by token, [Hkv, B * S, D]; by token of any
         # head, [Hkv * B * S, D]; by block of any head, [Hkv * B, S * D].
-        self._by_token = self.pool.flatten(3, 4).flatten(0, 1)  # [2 * L, Hkv, B * S, D]
+        self._by_token = self.pool.flatten(3, 4).flatten(0, 1).unsqueeze(1)
         layers = [list(kind) for kind in self.pool]
         self.heads = [[x.flatten(1, 2) for x in kind] for kind in layers]
         self.tokens = [[x.flatten(0, 2) for x in kind] for kind in layers]
@@ -57,6 +57,9 @@ class PagedKVCache:
         # Where each head begins, counted in blocks: [Hkv, 1].
         heads = torch.arange(config.num_kv_heads, device=device)
         self._first = (heads * num_blocks)[:, None]
+        # And where the head begins that a query head reads, in tokens: [Hq, 1] int32.
+        starts = self._first.int() * block_size
+        self._starts = starts.repeat_interleave(self.group, 0)
         # Where gathered blocks go, made when needed. A fresh tensor for each layer cost
         # more than the copy: pages that the system has to hand out, and to zero, first.
         self._gathered = self.pool.new_empty((2, 0, block_size * end))
@@ -72,8 +75,8 @@ class PagedKVCache:
         return self._first + blocks.unsqueeze(-2)
 
     def places(self, slots: Tensor) -> Tensor:
-        """Rows [..., Hkv, T] of `tokens` for slots [..., T]."""
-        return self._first * self.block_size + slots.unsqueeze(-2)
+        """Rows [..., Hq, T] of `tokens`, int32, for slots [..., T] that are, too."""
+        return self._starts + slots.unsqueeze(-2)
 
     def locate(self, blocks: list[int], end: int) -> tuple | Tensor:
         """Where `read` finds the first `end` tokens of a sequence.
@@ -85,14 +88,14 @@ class PagedKVCache:
         first = blocks[0]
         if blocks == list(range(first, first + len(blocks))):
             start = first * self.block_size
-            return self._by_token[:, :, start : start + end].unbind()
+            return self._by_token[:, :, :, start : start + end].unbind()
         return self.rows(torch.tensor(blocks, device=self.pool.device))
 
     def read(self, kind: int, layer: int, where: tuple | Tensor, end: int) -> Tensor:
-        """Keys (kind 0) or values (1) [Hkv, end, D] of what was located."""
+        """Keys (kind 0) or values (1) [1, Hkv, end, D] of what was located."""
         if isinstance(where, tuple):
             return where[kind * len(self.heads[0]) + layer]
-        return self.gather(kind, layer, where)[:, :end]
+        return self.gather(kind, layer, where)[None, :, :end]
 
     def gather(self, kind: int, layer: int, rows: Tensor) -> Tensor:
         """Keys (kind 0) or values (1) [..., Hkv, B * S, D] of rows [..., Hkv, B].
@@ -187,19 +190,16 @@ class PagedContext:
         """What all layers need for the decoding rows."""
         cache, size = self._cache, self._cache.block_size
         self._rows = cache.rows(tables)  # [N, Hkv, B]
-        offsets = torch.arange(size, device=tables.device)
-        slots = (tables[:, :, None] * size + offsets).flatten(1)  # [N, S]
-        columns = torch.arange(slots.shape[1], device=tables.device)
+        columns = torch.arange(tables.shape[1] * size, device=tables.device)
         seen = columns <= self.positions[: len(tables), None]  # [N, S]
         self._values = None
         if cache.pool.device.type != "cpu":
             self._mask = seen[:, None, None]  # [N, 1, 1, S]
         else:
-            # One list of value rows for each query head: [N, Hkv, S] -> [N * Hq, S].
-            places = cache.places(slots).int().unsqueeze(2)
-            self._values = places.expand(-1, -1, cache.group, -1).flatten(0, 2)
-            bias = torch.zeros(seen.shape, dtype=cache.pool.dtype)
-            bias = bias.masked_fill(~seen, -math.inf)
+            offsets = torch.arange(size, dtype=torch.int32)
+            slots = (tables.int()[:, :, None] * size + offsets).flatten(1)  # [N, S]
+            self._values = cache.places(slots).flatten(0, 1)  # [N * Hq, S]
+            bias = torch.where(seen, *cache.pool.new_tensor([0, -math.inf]))
             self._bias = bias.repeat_interleave(cache.num_kv_heads, 0)[:, None]
 
     def _mask_of(self, segment: Segment) -> Tensor | None:
@@ -221,7 +221,7 @@ class PagedContext:
         ):
             rows = slice(segment.first, segment.last)
             if segment.end == segment.last - segment.first:  # nothing came before it
-                ks, vs = k[rows].transpose(0, 1), v[rows].transpose(0, 1)
+                ks, vs = (x[rows].transpose(0, 1).unsqueeze(0) for x in (k, v))
             else:
                 ks = self._cache.read(0, layer, where, segment.end)
                 vs = self._cache.read(1, layer, where, segment.end)
@@ -259,15 +259,14 @@ class PagedContext:
 
     @staticmethod
     def _attend_segment(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of one sequence's tokens, q [n, Hq, D] over k, v [Hkv, S, D]."""
+        """Attention of one sequence's tokens, q [n, Hq, D] over k, v [1, Hkv, S, D]."""
         if len(q) == 1:  # as above
-            q = q.unflatten(1, (len(k), -1))  # [1, Hkv, group, D]
-            out = F.scaled_dot_product_attention(q, k.unsqueeze(0), v.unsqueeze(0))
-            return out.flatten(1, 2)
+            q = q.view(1, k.shape[1], -1, q.shape[-1])  # [1, Hkv, group, D]
+            return F.scaled_dot_product_attention(q, k, v).flatten(1, 2)
         out = F.scaled_dot_product_attention(
             q.transpose(0, 1).unsqueeze(0),  # [1, Hq, n, D]
-            k.unsqueeze(0),
-            v.unsqueeze(0),
+            k,
+            v,
             attn_mask=mask,
             is_causal=mask is None,
             enable_gqa=True,

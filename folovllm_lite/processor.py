@@ -388,8 +388,9 @@ class OutputBuilder:
                 self.finish_reason = "stop"
                 keep = end if self._params.include_stop_str_in_output else begin
                 self._text = self._text[:keep]
-        held = 0 if self.finish_reason else held_back(self._text, stops)
-        self._shown = len(self._text) - held
+        self._shown = len(self._text)
+        if stops and not self.finish_reason:
+            self._shown -= held_back(self._text, stops)
 
     def output(self, index: int) -> CompletionOutput:
         """The completion so far, with lists of its own."""

@@ -4,8 +4,6 @@ The scheduler speaks of sequences and counts, the model of packed tokens and a c
 Between the two stands this module, and it keeps no state but the model and the pool.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import takewhile
 
 import torch
@@ -15,30 +13,10 @@ from folovllm_lite.paged import PagedContext, PagedKVCache, Segment
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.scheduler import Step, Work
 
-# Below so many multiplications a step is over before a second thread has woken up.
-_SMALL_STEP = 5_000_000
 # Tokens of one forward pass on a CPU. What 2,000 tokens of a model of 0.6 billion
 # parameters leave between two layers fits no cache: in four passes they took 0.4 times
 # as long.
 _PASS_TOKENS = 512
-
-
-@contextmanager
-def threads_for(multiplications: int) -> Iterator[None]:
-    """One thread for a small step, as many as before for any other.
-
-    Threads wait for each other after every operation. For the embedded model and one
-    token that takes longer than the operation, the more so the more cores there are.
-    """
-    threads = torch.get_num_threads()
-    if threads == 1 or multiplications > _SMALL_STEP:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def decodes(work: Work) -> bool:
@@ -83,11 +61,9 @@ class Runner:
     def __init__(self, model: Qwen3, cache: PagedKVCache):
         self.model = model
         self.cache = cache
-        self.num_parameters = sum(p.numel() for p in model.parameters())
         self._device = model.lm_head.weight.device
         self._no_tables = self._tensor([]).view(0, 0)
 
-    @torch.inference_mode()
     def run(self, step: Step) -> Tensor:
         """Move blocks and compute the step; hidden states [T, E], packed like its work.
 

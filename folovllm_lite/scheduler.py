@@ -103,9 +103,10 @@ class Scheduler:
     def _continue(self, step: Step, chosen: dict[str, Work]) -> int:
         """Go on with what runs, decodes first; returns the tokens left."""
         budget = self.config.max_num_batched_tokens
+        missing = [(seq.num_missing, seq) for seq in self.running]
         # A stable sort: within decodes, and within prefills, the order stays.
-        for seq in sorted(self.running, key=lambda seq: seq.num_missing > 1):
-            count = self._count(seq.num_missing, budget)
+        for needed, seq in sorted(missing, key=lambda pair: pair[0] > 1):
+            count = self._count(needed, budget)
             if not count or seq.status is not SequenceStatus.RUNNING:
                 continue
             end = seq.num_computed + count
@@ -141,8 +142,8 @@ class Scheduler:
                 self.blocks.adopt(seq, hits)
             copies = self.blocks.grow(seq, start + count)
             work = chosen[seq.seq_id] = Work(seq, start, count, copies)
-            # The next in the queue may begin alike, and find these blocks already. Those
-            # back from CPU memory are new ones: they are offered from the beginning.
+            # Who is next may begin alike, and finds these blocks already. After a swap
+            # all of them are new ones: they are offered from the beginning.
             self.blocks.commit(seq, 0 if swapped else start, work.end)
             budget -= count
             room -= seq.width

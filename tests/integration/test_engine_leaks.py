@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from folovllm_lite import SamplingParams
+from folovllm_lite.attention import PlainContext
 from folovllm_lite.engine import LLMEngine
 from folovllm_lite.generation import RequestState
+from folovllm_lite.layers import padded
 from folovllm_lite.request import Request, Sequence
 from tests.helpers import VOCAB_SIZE, make_checkpoint
 from tests.integration.test_engine_oracle import BLOCKS, engine_of, expected
@@ -162,6 +164,11 @@ def test_ten_thousand_requests_leave_memory_as_it_was():
         enable_chunked_prefill=True,
         max_num_batched_tokens=1024,
     )
+    # oneDNN keeps a kernel for each number of rows: let it have all it will ever need.
+    with torch.inference_mode():
+        for T in {padded(T) for T in range(1, 513)}:
+            context = PlainContext(torch.arange(T))
+            engine.model.logits(engine.model(context.positions, context))
     process, rng, seen = psutil.Process(), random.Random(0), []
     system = [rng.randrange(10, 1500) for _ in range(20)]
     for wave in range(20):

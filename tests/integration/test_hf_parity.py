@@ -4,7 +4,7 @@ families."""
 import pytest
 import torch
 
-from folovllm_lite import attention, qwen3
+from folovllm_lite import attention, layers, qwen3
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.kv_cache import ContiguousKVCache
 from folovllm_lite.model_loader import load_weights
@@ -106,16 +106,19 @@ def test_a_loaded_model_builds_no_graph(tmp_path):
 
 
 @torch.no_grad()
-def test_packed_bfloat16_weights_multiply_alike(tmp_path):
+@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_packed_weights_multiply_alike(dtype, atol, tmp_path, monkeypatch):
     """oneDNN's tiles hold the same numbers; what they replace takes no memory."""
+    monkeypatch.setattr(layers, "_SMALL_WEIGHT", 0)  # large ones are only packed
     path = make_checkpoint(tmp_path)
-    packed = Qwen3.from_pretrained(path, torch.bfloat16, "cpu")
-    unpacked = Qwen3(packed.config).to(torch.bfloat16).requires_grad_(False)
+    packed = Qwen3.from_pretrained(path, dtype, "cpu")
+    unpacked = Qwen3(packed.config).to(dtype).requires_grad_(False)
     load_weights(unpacked, path)
-    ids = torch.arange(2, 42)
-    torch.testing.assert_close(
-        plain(packed, ids), plain(unpacked, ids), atol=0.1, rtol=0
-    )
+    for length in (1, 40):
+        ids = torch.arange(2, 2 + length)
+        torch.testing.assert_close(
+            plain(packed, ids), plain(unpacked, ids), atol=atol, rtol=0
+        )
     projection = packed.model.layers[0].self_attn.o_proj
     assert projection.weight.is_meta == (projection._packed is not None)
     assert not packed.lm_head.weight.is_meta, "the embedding reads it, if they are tied"
@@ -124,6 +127,39 @@ def test_packed_bfloat16_weights_multiply_alike(tmp_path):
             packed.state_dict()
         with pytest.raises(RuntimeError, match="can't be saved or replaced"):
             packed.load_state_dict(unpacked.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [False, True])
+def test_small_weights_can_be_changed_after_loading(tied, tmp_path):
+    """What a learner does to a weight counts for one token and for many, wherever its
+    numbers are kept: as a column, in a stack, packed, in the embedding."""
+    path = make_checkpoint(tmp_path, tie_word_embeddings=tied)
+    with torch.inference_mode():  # as an engine may be made
+        loaded = Qwen3.from_pretrained(path, device="cpu")
+    bare = Qwen3(loaded.config).requires_grad_(False)
+    load_weights(bare, path)
+    ids = torch.arange(2, 12)
+    names = [name for name, _ in loaded.named_parameters()]
+    assert names == [name for name, _ in bare.named_parameters()]
+    for name in names:
+        plain(loaded, ids)  # packed before it is changed
+        for model in (bare, loaded):
+            model.get_parameter(name)[0] *= -1.5
+        for tokens in (ids[:1], ids):
+            torch.testing.assert_close(
+                plain(loaded, tokens), plain(bare, tokens), atol=1e-4, rtol=0
+            )
+    for model in (bare, loaded):  # another weight altogether
+        mlp = model.model.layers[1].mlp
+        mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight.flip(0), False)
+    for tokens in (ids, ids[:1]):
+        with torch.inference_mode():  # as the engine runs
+            got = plain(loaded, tokens)
+        torch.testing.assert_close(got, plain(bare, tokens), atol=1e-4, rtol=0)
+    loaded.load_state_dict(Qwen3.from_pretrained(path, device="cpu").state_dict())
+    load_weights(bare, path)
+    torch.testing.assert_close(plain(loaded, ids), plain(bare, ids), atol=1e-4, rtol=0)
 
 
 def _lose_the_sign(monkeypatch):

@@ -86,8 +86,9 @@ COURSE = (
     Lesson(15, "gptq_quantization", "M7", ("gptq",)),
 )
 
-# Notebooks may use these at any time and none teaches them: pictures, and judges.
-HELPERS = ("viz", "widgets", "checks")
+# Notebooks may use these at any time and none teaches them: pictures, judges, and what
+# PyTorch's layers become on this machine.
+HELPERS = ("viz", "widgets", "checks", "layers")
 
 # What the package has and no notebook teaches: a module, or one name of it, with the
 # number of the notebook still to come, or the reason why there is none.

@@ -24,9 +24,7 @@ def test_the_package_passes(capsys):
     assert "✗" not in out and "All 27 properties hold." in out
 
 
-_ADMITTED = (
-    "            work = chosen[seq.seq_id] = Work(seq, start, count, copies)\n"
-)
+_ADMITTED = "            work = chosen[seq.seq_id] = Work(seq, start, count, copies)\n"
 
 # name: (the line that turns red, what stands there, what stands instead)
 MUTANTS = {
@@ -100,8 +98,8 @@ MUTANTS = {
     ),
     "only_the_first_chunk_is_one": (
         "_chunks",
-        "count = self._count(seq.num_missing, budget)",
-        "count = seq.num_missing",
+        "count = self._count(needed, budget)",
+        "count = needed",
     ),
     "room_for_the_whole_prompt_at_once": (
         "_chunks",
@@ -110,13 +108,13 @@ MUTANTS = {
     ),
     "in_order_of_arrival_only": (
         "_decodes_first",
-        "sorted(self.running, key=lambda seq: seq.num_missing > 1)",
-        "list(self.running)",
+        "sorted(missing, key=lambda pair: pair[0] > 1)",
+        "missing",
     ),
     "prefills_first": (
         "_decodes_first",
-        "sorted(self.running, key=lambda seq: seq.num_missing > 1)",
-        "sorted(self.running, key=lambda seq: seq.num_missing <= 1)",
+        "sorted(missing, key=lambda pair: pair[0] > 1)",
+        "sorted(missing, key=lambda pair: pair[0] <= 1)",
     ),
     "new_prompts_before_all": (
         "_decodes_first",
@@ -238,7 +236,7 @@ MUTANTS = {
     ),
     "offered_when_computed": (
         "_offered",
-        ("            self.blocks.commit(seq, 0 if swapped else start, work.end)\n", ""),
+        ("self.blocks.commit(seq, 0 if swapped else start, work.end)", "pass"),
         (
             "            work.seq.num_computed = work.end\n",
             "            work.seq.num_computed = work.end\n"

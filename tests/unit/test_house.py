@@ -33,8 +33,8 @@ TOP_LEVEL = {
 # The order in which the package is taught; a module imports only from those before it.
 ORDER = (
     "utils", "config", "sampling_params", "sampler", "request", "outputs",
-    "model_loader", "attention", "qwen3", "kv_cache", "processor", "generation",
-    "block_manager", "scheduler", "paged", "runner", "engine", "gptq",
+    "model_loader", "attention", "layers", "qwen3", "kv_cache", "processor",
+    "generation", "block_manager", "scheduler", "paged", "runner", "engine", "gptq",
     "viz", "widgets", "checks", "tiny", "doctor", "bench", "__main__",
 )  # fmt: skip
 
