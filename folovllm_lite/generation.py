@@ -14,7 +14,7 @@ from torch import Tensor
 
 from folovllm_lite.kv_cache import ContiguousKVCache
 from folovllm_lite.outputs import Logprob, RequestMetrics, RequestOutput
-from folovllm_lite.processor import OutputBuilder, TokenTexts
+from folovllm_lite.processor import InputProcessor, OutputBuilder, TokenTexts
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.request import Request, SequenceStatus
 from folovllm_lite.sampler import SamplerOutput, SamplingRow, gather_logprobs, sample
@@ -46,8 +46,14 @@ def generate(
             max_position_embeddings.
         eos_token_ids: tokens that end a text.
         generator: for requests without a seed; None is PyTorch's global one.
+
+    Raises:
+        TypeError, ValueError: for what the model can't serve, see `InputProcessor`.
     """
-    request = Request("0", None, prompt_token_ids, params)
+    config = model.config
+    door = InputProcessor(tokenizer, config.vocab_size, config.max_position_embeddings)
+    _, ids = door.process({"prompt_token_ids": prompt_token_ids}, params)
+    request = Request("0", None, ids, params)
     job = Generation(
         model,
         TokenTexts(tokenizer),
@@ -167,16 +173,17 @@ class RequestState:
         Args:
             logits: [T, V], after the prompt's tokens in order, the last one left out.
         """
-        prompt, count = self.request.prompt_token_ids, self.request.sampling_params
+        prompt = self.request.prompt_token_ids
+        count = self.request.sampling_params.prompt_logprobs
         start = len(self.prompt_logprobs)
         targets = prompt[start : start + len(logits)]
         scored = gather_logprobs(
             logits.float().log_softmax(-1),
             torch.tensor(targets, device=logits.device),
-            count.prompt_logprobs,
+            count,
         )
         for row in range(len(targets)):
-            found = self._candidates(scored, row, count.prompt_logprobs)
+            found = self._candidates(scored, row, count)
             self.prompt_logprobs.append(found)
 
     def _candidates(

@@ -88,7 +88,7 @@ def next_tokens(
     warm = logits / params.temperature
     steps = [
         ("min_p", apply_min_p, params.min_p),
-        ("top_k", apply_top_k, params.top_k),
+        ("top_k", apply_top_k, min(params.top_k, logits.shape[-1])),
         ("top_p", apply_top_p, params.top_p),
     ]
     cut_by: dict[int, str] = {}

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from folovllm_lite import LLM, SamplingParams
-from tests.helpers import edit_json, make_checkpoint
+from folovllm_lite.generation import generate
+from tests.helpers import VOCAB_SIZE, edit_json, make_checkpoint
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 
@@ -68,6 +69,22 @@ def test_bad_prompts(llm, prompt, error, message):
         llm.generate(["Once", prompt], GREEDY, use_tqdm=False)
     with pytest.raises(error, match=message):
         llm.stream(prompt, GREEDY)
+
+
+@pytest.mark.parametrize(
+    "ids, max_tokens, message",
+    [
+        ([], 1, "empty"),
+        ([2, VOCAB_SIZE], 1, str(VOCAB_SIZE)),
+        ([2] * 512, 1, "max_model_len is 512, but the prompt has 512 tokens"),
+        ([2] * 500, 13, "500 tokens and max_tokens is 13: 513 in all"),
+    ],
+)
+def test_the_plain_loop_has_the_same_door(llm, ids, max_tokens, message):
+    with pytest.raises(ValueError, match=message):
+        generate(
+            llm.model, llm.get_tokenizer(), ids, SamplingParams(max_tokens=max_tokens)
+        )
 
 
 def test_nothing_is_generated_before_the_last_prompt_is_checked(llm, monkeypatch):

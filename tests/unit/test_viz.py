@@ -36,6 +36,10 @@ def test_each_candidate_says_which_filter_removed_it_first():
     assert [c.chance for c in found] == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
+def test_a_top_k_beyond_all_numbers_removes_nothing():
+    assert [c.cut_by for c in candidates(top_k=2**70)] == [None] * len(WEIGHTS)
+
+
 def test_temperature_warms_before_it_cuts():
     found = candidates(temperature=0.5)
     assert found[0].warmed == pytest.approx(64 / 86)
