@@ -268,8 +268,6 @@ class LLMEngine:
 
     def check(self, request_id: str, prompt: Prompt, params: SamplingParams) -> Request:
         """Make a request, or raise what `add_request` raises; nothing is queued."""
-        if not isinstance(params, SamplingParams):
-            raise TypeError(f"sampling_params must be SamplingParams, got {params!r}")
         text, ids = self.processor.process(prompt, params)
         salt = prompt.get("cache_salt") if isinstance(prompt, dict) else None
         if params.best_of > self.scheduler_config.max_num_seqs:

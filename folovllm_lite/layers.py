@@ -1,9 +1,10 @@
 """Linear and RMSNorm, laid out for inference on the machine at hand.
 
-Until `fuse` is called both are PyTorch's. After it they give the same numbers sooner:
-weights that are read together stand together, in the order in which the machine reads
-them. Nothing here knows of attention or of tokens; what a layer is for is the model's
-business.
+Until `fuse` is called both are PyTorch's. After it they give the same numbers, up to
+rounding, sooner: weights that are read together stand together, in the order in which
+the machine reads them. Nothing here knows what attention is.
+
+oneDNN, which PyTorch also calls mkldnn, is Intel's library of kernels for CPUs.
 """
 
 import math
@@ -19,7 +20,7 @@ _SMALL_WEIGHT = 2**21
 
 
 def _packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is in this PyTorch and has kernels for `dtype` on this CPU."""
+    """Whether to pack weights of `dtype` for oneDNN on this CPU."""
     if not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:
@@ -33,73 +34,98 @@ def padded(rows: int) -> int:
 
     oneDNN builds, and keeps, a kernel for each shape: half a millisecond and up to 0.6
     MB. A step may have any number of rows, so only four between two powers of two are
-    used, as vLLM does for the batches of its CUDA graphs.
+    used, as vLLM pads a batch to the next size that it has a CUDA graph for.
     """
     step = 1 << max(0, rows.bit_length() - 3)
     return -(-rows // step) * step
 
 
+def _writes(weights: tuple[Tensor, ...]) -> int:
+    """How often any of them was written to. PyTorch counts that for each tensor, for
+    all its views together.
+    """
+    return sum(weight._version for weight in weights)
+
+
 class Linear(nn.Linear):
     """x W^T + b, with a weight that `fuse` lays out as the machine reads it best.
 
-    On a CPU only. Packed into tiles, as oneDNN's kernels want it: without that the
-    weight is rearranged in every call, or another library computes, which took 1.3 to 4
-    times as long for 2 to 64 tokens in float32. And column after column, for one token
-    times a small weight in float32: that is a sum of the weight's columns, read from
-    the first byte to the last, and is over before oneDNN has begun.
+    On a CPU there are two layouts. Tiles are what oneDNN's kernels want: without them
+    it rearranges the weight in every call, or PyTorch calls another library, which took
+    1.3 to 4 times as long for 2 to 64 tokens in float32. Columns are for one token
+    times a small weight in float32: the product is a sum of columns, read from the
+    first byte to the last, and is over before oneDNN has begun.
     """
 
-    _laid_out: Tensor | None = None  # the weight that these were made of:
-    _packed: Tensor | None = None
-    _columns: Tensor | None = None  # [in, out]
-    _version = 0  # of the weight, when it was packed
-    _is_packed = False  # unreadable, here or in a stack that this layer is part of
+    _parts: tuple["Linear", ...] = ()  # of a stack, see `stack`
+    _at: int | None = None  # where the weight stood when it was laid out
+    _columns: Tensor | None = None  # [in, out]: the weight's own memory
+    _packed: Tensor | None = None  # tiles: a copy, made when these had been written to
+    _sources: tuple[Tensor, ...] = ()
+    _seen = 0  # so often
+    _is_packed = False  # tiles may be all that is left, here or in the layer's stack
 
-    @torch.inference_mode(False)  # tensors made in that mode count no writes
+    @torch.inference_mode(
+        False
+    )  # inference tensors don't count what is written to them
     def fuse(self, keep: bool = False) -> None:
         """Lay the weight out; for inference only.
 
-        A small weight in float32 can be read and changed as before. Of any other that
-        is packed, unless somebody else reads it (`keep`), what stays behind is a tensor
-        of the same shape without memory.
+        A small weight in float32 can be read and written to as before. Any other that
+        is packed is replaced by a tensor of its shape without memory, unless `keep`.
+        Writes that PyTorch doesn't count, through `.data` or NumPy, go unnoticed.
         """
+        for name in ("weight", "bias") if self._parts else ():
+            joined = [getattr(part, name) for part in self._parts]
+            if joined[0] is not None:
+                setattr(self, name, nn.Parameter(torch.cat(joined), False))
         weight = self.weight.detach()
-        self._laid_out = self._packed = self._columns = None
-        if weight.device.type != "cpu":
-            return
+        self._at = self._columns = self._packed = None
+        if weight.is_inference():
+            weight = weight.clone()
+        if weight.device.type == "cpu":
+            weight = self._lay_out(weight, keep)
+            self._at = weight.data_ptr()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        for name in ("weight", "bias") if self._parts else ():
+            if getattr(self, name) is not None:
+                rows = [part.out_features for part in self._parts]
+                views = getattr(self, name).split(rows)
+                for part, view in zip(self._parts, views, strict=True):
+                    setattr(part, name, nn.Parameter(view, requires_grad=False))
+                    part._is_packed = self._is_packed
+        self._sources = tuple(part.weight for part in self._parts) or (self.weight,)
+        self._seen = _writes(self._sources)
+
+    def _lay_out(self, weight: Tensor, keep: bool) -> Tensor:
+        """Make columns and tiles of a weight; what stays to be read of it."""
         packs = _packs(weight.dtype)
         small = weight.numel() <= _SMALL_WEIGHT
         if weight.dtype == torch.float32 and (small or not packs):
+            # The same numbers and the same shape, column after column in memory.
             weight = weight.t().contiguous().t()
             self._columns = weight.t()
         if packs:
-            self._pack(weight)
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
             if self._columns is None:
                 self._is_packed = True
-                weight = weight if keep else weight.to("meta")
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.__dict__["_laid_out"] = self.weight  # past nn.Module: no second parameter
-
-    def _pack(self, weight: Tensor) -> None:
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-        self._version = weight._version
+                return weight if keep else weight.to("meta")
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
-        if self._laid_out is None:
+        if self._at is None:
             return F.linear(x, self.weight, self.bias)
-        if self._laid_out is not self._parameters["weight"]:  # there is another now
+        if self._parameters["weight"].data_ptr() != self._at:  # it is another one
             self.fuse()
-        columns = self._columns
-        if columns is not None and x.dim() == 2 and len(x) == 1:
+        if self._columns is not None and x.dim() == 2 and len(x) == 1:
             if self.bias is None:
-                return torch.mm(x, columns)
-            return torch.addmm(self.bias, x, columns)
+                return torch.mm(x, self._columns)
+            return torch.addmm(self.bias, x, self._columns)
         if self._packed is None:
             return F.linear(x, self.weight, self.bias)
-        # PyTorch counts what is written to a tensor, its views included.
-        if columns is not None and columns._version != self._version:
-            self._pack(columns.t())
+        if self._seen != _writes(self._sources):
+            self._repack()
         T = len(x)
         more = padded(T) - T if x.dim() == 2 else 0
         if more:
@@ -108,6 +134,21 @@ class Linear(nn.Linear):
             x, self._packed, self.bias, "none", [], ""
         )
         return out[:T] if more else out
+
+    def _repack(self) -> None:
+        if self.weight.is_meta:
+            self._refuse()
+        weight = self.weight.contiguous()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self._seen = _writes(self._sources)
+
+    def __getstate__(self) -> dict:
+        """For copies: they lay their weight out anew, as tiles can't be copied."""
+        self._refuse()
+        layout = {"_columns": None, "_packed": None}
+        if self._at is not None:
+            layout["_at"] = -1
+        return self.__dict__ | layout
 
     def _save_to_state_dict(self, *args: Any) -> None:
         self._refuse()
@@ -122,8 +163,8 @@ class Linear(nn.Linear):
         # change some layers and not the packed ones.
         if self._is_packed:
             raise RuntimeError(
-                "weights that are packed can't be saved or replaced: make a Qwen3 and "
-                "use load_weights, which packs nothing"
+                "weights that are packed can't be copied, saved or changed: make a "
+                "Qwen3 and use load_weights, which packs nothing"
             )
 
 
@@ -131,60 +172,56 @@ def stack(*linears: Linear) -> Linear:
     """Several layers as one, fused; their weights become views of its weight.
 
     Layers that read the same x are then one matrix product instead of several, while
-    each keeps its name and its weight, and memory holds the weights once. vLLM does the
-    same by loading q, k and v into one `qkv_proj`.
+    each keeps its name and its weight (or its shape alone, see `Linear.fuse`), and
+    memory holds the weights once. vLLM does the same by loading q, k and v into one
+    `qkv_proj`.
     """
-    rows = [linear.out_features for linear in linears]
+    rows = sum(linear.out_features for linear in linears)
     with torch.device("meta"):  # the weights come from those that are there
-        whole = Linear(linears[0].in_features, sum(rows), linears[0].bias is not None)
-    for name in ("weight", "bias"):
-        parts = [getattr(linear, name) for linear in linears]
-        if parts[0] is not None:
-            joined = torch.cat(parts)
-            setattr(whole, name, nn.Parameter(joined, requires_grad=False))
+        whole = Linear(linears[0].in_features, rows, linears[0].bias is not None)
+    whole._parts = linears
     whole.fuse()
-    for name in ("weight", "bias"):
-        if getattr(whole, name) is not None:
-            parts = getattr(whole, name).split(rows)
-            for linear, part in zip(linears, parts, strict=True):
-                setattr(linear, name, nn.Parameter(part, requires_grad=False))
-                linear._is_packed = whole._is_packed
     return whole
 
 
 class RMSNorm(nn.RMSNorm):
     """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019).
 
-    rms is sqrt(mean of squares + eps), and that is hypot(|x|, sqrt(n eps)) / sqrt(n).
-    On a CPU these are four operations, in float32, where PyTorch's own norm takes ten,
-    which for one token are half of its time. On a GPU PyTorch's is one kernel.
+    rms is sqrt(mean of squares + eps), and that is hypot(length of x, sqrt(n eps)) /
+    sqrt(n). On a CPU these are four operations in float32 instead of PyTorch's six, and
+    in lower precision twice as exact. On a GPU PyTorch's norm is one kernel.
     """
 
     _prepared: tuple[Tensor, Tensor] | None = None
-    _sources: tuple[Tensor, ...] = ()
-    _version = 0  # of the sources, when they were read
+    _sources: tuple[Tensor, ...] = ()  # the weights that it was prepared from,
+    _seen = 0  # when they had been written to so often
 
     def fuse(self, *heads: Tensor) -> None:
         """Compute what depends on the weight alone; for inference only.
 
         Args:
-            heads: weights [n], one for each head, whose rows x has then. None: its own.
+            heads: weights [n], one for each head of x [..., H, n]. Without them it is
+                the norm's own weight.
         """
-        self._sources = tuple(weight.detach() for weight in heads or (self.weight,))
+        self._sources = heads or (self.weight,)
         self._prepare()
 
     def _prepare(self) -> None:
-        self._version = sum(weight._version for weight in self._sources)
+        self._seen = _writes(self._sources)
         if len(self._sources) > 1:
-            self.weight = nn.Parameter(torch.stack(self._sources), False)
-        weight, n = self.weight, self.weight.shape[-1]
+            self.weight = nn.Parameter(torch.stack(self._sources).detach(), False)
+        weight, n = self.weight.detach(), self.weight.shape[-1]
         if weight.device.type == "cpu":
             floor = torch.tensor(math.sqrt(n * self.eps))
             self._prepared = floor, weight.float() * math.sqrt(n)
 
+    def __getstate__(self) -> dict:
+        """For copies: their weights begin to count their writes anew."""
+        return self.__dict__ | {"_seen": -1}
+
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., n] to the same shape."""
-        if self._version != sum(weight._version for weight in self._sources):
+        if self._seen != _writes(self._sources):
             self._prepare()
         if self._prepared is None:  # the weight apart: it may have a row for each head
             return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.weight

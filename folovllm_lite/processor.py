@@ -41,10 +41,12 @@ class InputProcessor:
             params: of the request, for the length it asks for.
 
         Raises:
-            TypeError: none of these, or an id that is no int.
+            TypeError: none of these, an id that is no int, or no SamplingParams.
             ValueError: empty, ids outside the vocabulary, or too long, with the
                 numbers.
         """
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"sampling_params must be SamplingParams, got {params!r}")
         text, ids = self._read(prompt)
         if text is not None and not isinstance(text, str):
             raise TypeError(f"prompt must be a string, got {text!r}")

@@ -264,7 +264,7 @@ class Attention(nn.Module):
 
     def fused_qkv(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the same with one product and one norm."""
-        # `forward` and not a call: nobody hooks what has no name in the model.
+        # `forward` and not a call: no hook waits for what is no part of the model.
         qkv = self.fused[0].forward(x).unflatten(-1, (-1, self.D))
         qk, v = qkv.tensor_split([self.heads[0]], 1)
         for norm in self.qk_norm:
@@ -379,7 +379,7 @@ class Qwen3(nn.Module):
         """Load a checkpoint directory, or a Hub name, for inference.
 
         The module is built on the meta device, so memory holds the weights once. What
-        can be read of them afterwards (see `Linear.fuse`) can be changed in place; a
+        can be read of them afterwards can be changed in place (see `Linear.fuse`); a
         parameter that is replaced goes unnoticed in norms, q, k, v, gate and up.
 
         Args:

@@ -64,6 +64,7 @@ class Runner:
         self._device = model.lm_head.weight.device
         self._no_tables = self._tensor([]).view(0, 0)
 
+    @torch.inference_mode()
     def run(self, step: Step) -> Tensor:
         """Move blocks and compute the step; hidden states [T, E], packed like its work.
 

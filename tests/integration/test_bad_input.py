@@ -81,10 +81,18 @@ def test_bad_prompts(llm, prompt, error, message):
     ],
 )
 def test_the_plain_loop_has_the_same_door(llm, ids, max_tokens, message):
+    params = SamplingParams(max_tokens=max_tokens)
     with pytest.raises(ValueError, match=message):
-        generate(
-            llm.model, llm.get_tokenizer(), ids, SamplingParams(max_tokens=max_tokens)
-        )
+        generate(llm.model, llm.get_tokenizer(), ids, params)
+
+
+@pytest.mark.parametrize("params", [None, {}, "greedy"])
+def test_params_of_another_kind(llm, params):
+    with pytest.raises(TypeError, match="must be SamplingParams, got"):
+        generate(llm.model, llm.get_tokenizer(), [2], params)
+    if params is not None:  # there it stands for the defaults
+        with pytest.raises(TypeError, match="must be SamplingParams, got"):
+            llm.generate("Once", params)
 
 
 def test_nothing_is_generated_before_the_last_prompt_is_checked(llm, monkeypatch):

@@ -1,6 +1,9 @@
 """Our transformer against Hugging Face's, on random checkpoints of all three
 families."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -123,10 +126,22 @@ def test_packed_weights_multiply_alike(dtype, atol, tmp_path, monkeypatch):
     assert projection.weight.is_meta == (projection._packed is not None)
     assert not packed.lm_head.weight.is_meta, "the embedding reads it, if they are tied"
     if projection._packed is not None:  # else a checkpoint without weights
-        with pytest.raises(RuntimeError, match="can't be saved or replaced"):
-            packed.state_dict()
-        with pytest.raises(RuntimeError, match="can't be saved or replaced"):
-            packed.load_state_dict(unpacked.state_dict())
+        for forbidden in (
+            packed.state_dict,
+            lambda: packed.load_state_dict(unpacked.state_dict()),
+            lambda: copy.deepcopy(packed),
+            lambda: pickle.dumps(packed),
+        ):
+            with pytest.raises(RuntimeError, match="can't be copied, saved or changed"):
+                forbidden()
+        packed.lm_head.weight[5] *= 2  # readable, so it may be changed
+        unpacked.lm_head.weight[5] *= 2
+        torch.testing.assert_close(
+            plain(packed, ids), plain(unpacked, ids), atol=atol, rtol=0
+        )
+        projection.weight.zero_()
+        with pytest.raises(RuntimeError, match="can't be copied, saved or changed"):
+            plain(packed, ids)
 
 
 @torch.no_grad()
@@ -151,19 +166,56 @@ def test_small_weights_can_be_changed_after_loading(tied, tmp_path):
                 plain(loaded, tokens), plain(bare, tokens), atol=1e-4, rtol=0
             )
     for model in (bare, loaded):  # another weight altogether
-        mlp = model.model.layers[1].mlp
-        mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight.flip(0), False)
+        for layer in model.model.layers:
+            down, out = layer.mlp.down_proj, layer.self_attn.o_proj
+            down.weight.data = down.weight.flip(0)
+            with torch.inference_mode():
+                out.weight = torch.nn.Parameter(out.weight * 2, False)
     for tokens in (ids, ids[:1]):
         with torch.inference_mode():  # as the engine runs
             got = plain(loaded, tokens)
         torch.testing.assert_close(got, plain(bare, tokens), atol=1e-4, rtol=0)
-    loaded.load_state_dict(Qwen3.from_pretrained(path, device="cpu").state_dict())
-    load_weights(bare, path)
-    torch.testing.assert_close(plain(loaded, ids), plain(bare, ids), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["deepcopy", "pickle"],
+)
+def test_a_copy_has_weights_of_its_own(copied, tmp_path):
+    """All that a layer keeps beside its weight is the copy's own, and so are writes."""
+    path = make_checkpoint(tmp_path)
+    loaded = Qwen3.from_pretrained(path, device="cpu")
+    ids = torch.arange(2, 12)
+    for name, weight in loaded.named_parameters():
+        before = plain(loaded, ids)
+        twin, noise = copied(loaded), 0.1 * torch.randn(weight.shape)
+        twin.get_parameter(name).add_(noise)  # at once: nothing was computed yet
+        assert not torch.allclose(plain(twin, ids), before), name
+        assert torch.equal(plain(loaded, ids), before), name
+        weight.add_(noise)
+        for tokens in (ids, ids[:1]):
+            torch.testing.assert_close(
+                plain(twin, tokens), plain(loaded, tokens), atol=1e-4, rtol=0
+            )
+
+
+@torch.no_grad()
+def test_a_saved_state_comes_back(tmp_path):
+    path = make_checkpoint(tmp_path)
+    loaded, changed = (Qwen3.from_pretrained(path, device="cpu") for _ in range(2))
+    ids = torch.arange(2, 12)
+    plain(changed, ids)
+    for parameter in changed.parameters():
+        parameter.mul_(1.5)
+    changed.load_state_dict(loaded.state_dict())
+    for tokens in (ids, ids[:1]):
+        assert torch.equal(plain(loaded, tokens), plain(changed, tokens))
 
 
 def _lose_the_sign(monkeypatch):
-    """Turning all pairs the other way round changes no score; half a turn does."""
+    """The sine's first half is negative for a reason: without, nothing is rotated."""
     rotate = qwen3.rotate
 
     def unsigned(x, cos, sin):
