@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Weights of at most so many elements keep their columns beside their packed form.
+# Weights of at most so many elements stay as they are beside their packed form.
 _SMALL_WEIGHT = 2**21
 
 
@@ -41,33 +41,30 @@ def padded(rows: int) -> int:
 
 
 def _writes(weights: tuple[Tensor, ...]) -> int:
-    """How often any of them was written to. PyTorch counts that for each tensor, for
-    all its views together.
-    """
+    """How often they were written to; PyTorch counts for a tensor and its views."""
     return sum(weight._version for weight in weights)
 
 
 class Linear(nn.Linear):
     """x W^T + b, with a weight that `fuse` lays out as the machine reads it best.
 
-    On a CPU there are two layouts. Tiles are what oneDNN's kernels want: without them
-    it rearranges the weight in every call, or PyTorch calls another library, which took
-    1.3 to 4 times as long for 2 to 64 tokens in float32. Columns are for one token
-    times a small weight in float32: the product is a sum of columns, read from the
-    first byte to the last, and is over before oneDNN has begun.
+    On a CPU there are two ways. Several tokens are multiplied with tiles, which is what
+    oneDNN's kernels want: without them it rearranges the weight in every call, or
+    PyTorch calls another library, which took 1.3 to 4 times as long for 2 to 64 tokens
+    in float32. One token and a small weight are over before oneDNN has begun. There
+    each thread takes a share of the weight's rows, as a batch of products: PyTorch's
+    own product of a row and a small matrix keeps to one thread.
     """
 
     _parts: tuple["Linear", ...] = ()  # of a stack, see `stack`
     _at: int | None = None  # where the weight stood when it was laid out
-    _columns: Tensor | None = None  # [in, out]: the weight's own memory
+    _shares: Tensor | None = None  # [threads, in, out / threads]: the weight's memory
     _packed: Tensor | None = None  # tiles: a copy, made when these had been written to
     _sources: tuple[Tensor, ...] = ()
     _seen = 0  # so often
     _is_packed = False  # tiles may be all that is left, here or in the layer's stack
 
-    @torch.inference_mode(
-        False
-    )  # inference tensors don't count what is written to them
+    @torch.inference_mode(False)  # inference tensors count no writes
     def fuse(self, keep: bool = False) -> None:
         """Lay the weight out; for inference only.
 
@@ -80,7 +77,7 @@ class Linear(nn.Linear):
             if joined[0] is not None:
                 setattr(self, name, nn.Parameter(torch.cat(joined), False))
         weight = self.weight.detach()
-        self._at = self._columns = self._packed = None
+        self._at = self._shares = self._packed = None
         if weight.is_inference():
             weight = weight.clone()
         if weight.device.type == "cpu":
@@ -98,19 +95,18 @@ class Linear(nn.Linear):
         self._seen = _writes(self._sources)
 
     def _lay_out(self, weight: Tensor, keep: bool) -> Tensor:
-        """Make columns and tiles of a weight; what stays to be read of it."""
-        packs = _packs(weight.dtype)
-        small = weight.numel() <= _SMALL_WEIGHT
-        if weight.dtype == torch.float32 and (small or not packs):
-            # The same numbers and the same shape, column after column in memory.
-            weight = weight.t().contiguous().t()
-            self._columns = weight.t()
-        if packs:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-            if self._columns is None:
-                self._is_packed = True
-                return weight if keep else weight.to("meta")
-        return weight
+        """Make shares and tiles of a weight; what stays to be read of it."""
+        if not _packs(weight.dtype):
+            return weight
+        weight = weight.contiguous()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        if weight.dtype == torch.float32 and weight.numel() <= _SMALL_WEIGHT:
+            threads = torch.get_num_threads()
+            count = next(n for n in range(threads, 0, -1) if len(weight) % n == 0)
+            self._shares = weight.unflatten(0, (count, -1)).transpose(1, 2)
+            return weight
+        self._is_packed = True
+        return weight if keep else weight.to("meta")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
@@ -118,10 +114,10 @@ class Linear(nn.Linear):
             return F.linear(x, self.weight, self.bias)
         if self._parameters["weight"].data_ptr() != self._at:  # it is another one
             self.fuse()
-        if self._columns is not None and x.dim() == 2 and len(x) == 1:
-            if self.bias is None:
-                return torch.mm(x, self._columns)
-            return torch.addmm(self.bias, x, self._columns)
+        shares = self._shares
+        if shares is not None and x.dim() == 2 and len(x) == 1:
+            out = torch.bmm(x.expand(len(shares), 1, -1), shares).view(1, -1)
+            return out if self.bias is None else out + self.bias
         if self._packed is None:
             return F.linear(x, self.weight, self.bias)
         if self._seen != _writes(self._sources):
@@ -145,7 +141,7 @@ class Linear(nn.Linear):
     def __getstate__(self) -> dict:
         """For copies: they lay their weight out anew, as tiles can't be copied."""
         self._refuse()
-        layout = {"_columns": None, "_packed": None}
+        layout = {"_shares": None, "_packed": None}
         if self._at is not None:
             layout["_at"] = -1
         return self.__dict__ | layout
