@@ -429,20 +429,16 @@ def _offered(p: SimpleNamespace) -> None:
 @_SUITE.property("Scheduler", hint="a chunk that runs on fills blocks, too")
 def _offered_by_a_chunk(p: SimpleNamespace) -> None:
     """What a running chunk fills in a step, a prompt admitted in that step finds."""
-    made = _made(p, 4, chunked=True, caching=True)
-    one, two = _seq("a", 6), _seq("b", 5, 1)
-    made.add(one)
-    _step(made)
-    made.add(two)
-    given = "budget 4, 4 of 6 tokens computed, 5 of them are a second prompt: work"
-    expect(given, _shares(made.schedule()), {"a": (4, 2), "b": (4, 1)})
-    made = _made(p, 4, chunked=True, caching=True)
-    one, two = _seq("a", 7), _seq("b", 7, 1)
-    made.add(one)
-    _step(made)
-    made.add(two)
-    given = "budget 4, 4 of 7 tokens computed, a second prompt of the same 7: work"
-    expect(given, _shares(made.schedule()), {"a": (4, 3), "b": (6, 1)})
+    for lengths, wanted in (
+        ((6, 5), {"a": (4, 2), "b": (4, 1)}),
+        ((7, 7), {"a": (4, 3), "b": (6, 1)}),
+    ):
+        made = _made(p, 4, chunked=True, caching=True)
+        made.add(_seq("a", lengths[0]))
+        _step(made)
+        made.add(_seq("b", lengths[1], 1))
+        given = f"budget 4, 4 of {lengths[0]} tokens done, {lengths[1]} arrive: work"
+        expect(given, _shares(made.schedule()), wanted)
 
 
 @_SUITE.property("Scheduler", hint="an offer that can't be kept has to be taken back")
