@@ -1,10 +1,12 @@
 """Bring notebooks up to date: package code into `pkg:` cells, then execute and save.
 
     python -m tests.notebooks.build [--sync-only] [notebook ...]      (make notebooks)
+    python -m tests.notebooks.build --minutes [notebook ...]
 
 A second run leaves no difference: ids are kept, and what changes from one machine or
 one run to the next (versions, timings, widget state) is not saved. A notebook whose
-cell fails is left as it was.
+cell fails is left as it was. `--minutes` writes what the first reading takes into the
+title cards, executes nothing, and prints what the minutes consist of.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import ast
 import json
 import os
 import sys
+import textwrap
 import time
+from collections import defaultdict
 from pathlib import Path
 
 from tests.notebooks.course import (
@@ -23,11 +27,24 @@ from tests.notebooks.course import (
     METADATA,
     NOTEBOOK_SECONDS,
     PACKAGE,
+    UNTAUGHT,
+    cell_metadata,
     joined,
+    lesson_of,
     notebooks,
     read,
 )
-from tests.notebooks.drift import PKG, definitions, module_file, names_of
+from tests.notebooks.drift import (
+    PKG,
+    adds_to,
+    definitions,
+    members,
+    module_file,
+    names_of,
+    pkg_cells,
+    plain,
+)
+from tests.notebooks.lint import CARD, FINAL, Cell, first_reading, rounded
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -39,31 +56,98 @@ def lines_of(node: ast.stmt) -> tuple[int, int]:
     return first - 1, node.end_lineno
 
 
-def synced(cell_source: str, module_source: str) -> str:
+def class_text(node: ast.ClassDef, lines: list[str], keep: set[str]) -> list[str]:
+    """The class's lines with the members to keep, each with the comments above it."""
+    first, end = lines_of(node)
+    others = [item for items in members(node).values() for item in items]
+    others.sort(key=lambda item: item.lineno)
+    start = lines_of(others[0])[0] if others else end
+    while others and lines[start - 1].strip()[:1] in ("", "#"):
+        start -= 1
+    text, names = lines[first:start], {}
+    for name, items in members(node).items():
+        names |= dict.fromkeys(map(id, items), name)
+    for item in others:
+        if names[id(item)] in keep:
+            text += lines[start : item.end_lineno]
+        start = item.end_lineno
+    return text
+
+
+def method_text(owner: str, items: list[ast.stmt], lines: list[str]) -> list[str]:
+    """A method as it stands outside its class, under `@adds_to(owner)`."""
+    (item,) = items
+    first, end = lines_of(item)
+    text = textwrap.dedent("\n".join(lines[first:end]))
+    if plain(ast.parse(text).body[0]) != plain(item):
+        raise ValueError(
+            f"{owner}.{item.name} holds a string of several lines, which changes where "
+            f"the method isn't indented: leave it in the cell with `class {owner}`"
+        )
+    return [f"@adds_to({owner})", *text.splitlines()]
+
+
+def synced(cell_source: str, module_source: str, split: set[str] = frozenset()) -> str:
     """The cell with each definition replaced by the module's; the rest stays.
 
-    A new cell can start as a list of stubs: `class SamplingParams: ...`.
+    A new cell can start as a list of stubs: `class SamplingParams: ...`. For a class
+    that comes in parts: `class Engine:` over `def __init__(self): ...`, and in other
+    cells `@adds_to(Engine)` over `def step(self): ...`.
+
+    Args:
+        cell_source: the cell's.
+        module_source: the module's.
+        split: the classes that come in parts. Of them a cell keeps the members that it
+            has, and gets no others.
     """
     theirs = definitions(module_source)
     module_lines = module_source.splitlines()
     lines = cell_source.splitlines()
     for node in reversed(ast.parse(cell_source).body):
-        name = next(iter(names_of(node)), None)
-        if name in theirs:
-            first, last = lines_of(node)
+        owner, name = adds_to(node), next(iter(names_of(node)), None)
+        first, last = lines_of(node)
+        if owner:
+            parts = members(theirs[owner]) if owner in theirs else {}
+            if name in parts:
+                lines[first:last] = method_text(owner, parts[name], module_lines)
+        elif name in theirs and name in split:
+            keep = set(members(node))
+            lines[first:last] = class_text(theirs[name], module_lines, keep)
+        elif name in theirs:
             start, end = lines_of(theirs[name])
             lines[first:last] = module_lines[start:end]
     return "\n".join(lines)
 
 
 def sync(notebook: dict, package: Path = PACKAGE) -> None:
-    """Write the package's code into the notebook's `pkg:` cells."""
+    """Write the package's code into the notebook's `pkg:` cells, each with its mark."""
+    split = defaultdict(set)  # module -> its classes that come in parts
+    for key in UNTAUGHT:
+        if key.count(".") == 2:
+            split[key.partition(".")[0]].add(key.split(".")[1])
+    for _, module, source in pkg_cells(notebook):
+        split[module] |= set(filter(None, map(adds_to, ast.parse(source).body)))
     for cell in notebook["cells"]:
         for tag in cell.get("metadata", {}).get("tags", []):
-            file = tag.startswith(PKG) and module_file(tag.removeprefix(PKG), package)
+            module = tag.removeprefix(PKG)
+            file = tag.startswith(PKG) and module_file(module, package)
             if file:
                 source = file.read_text(encoding="utf-8")
-                cell["source"] = synced(cell["source"], source)
+                text = synced(cell["source"], source, split[module])
+                if text.partition("\n")[0] != FINAL + module:
+                    text = f"{FINAL}{module}\n{text}"
+                cell["source"] = text
+
+
+def write_minutes(notebook: dict, path: Path) -> float | None:
+    """Write the first reading's minutes into a lesson's title card; None elsewhere."""
+    if lesson_of(path) is None or path.parent.name == "solutions":
+        return None
+    cells = [Cell(index, raw) for index, raw in enumerate(notebook["cells"])]
+    minutes = first_reading(cells).minutes
+    title, card = notebook["cells"][0], rf"\g<1>{rounded(minutes)}\g<2>"
+    title["source"] = CARD.sub(card, title["source"], count=1)
+    return minutes
 
 
 def tidy(notebook: dict) -> None:
@@ -79,7 +163,7 @@ def tidy(notebook: dict) -> None:
             cell["id"] = name
             taken.add(name)
         tags = cell.get("metadata", {}).get("tags")
-        cell["metadata"] = {"tags": tags} if tags else {}
+        cell["metadata"] = cell_metadata(tags or [])
         if cell["cell_type"] == "code":
             count += 1
             cell["execution_count"] = count
@@ -133,6 +217,7 @@ def build(path: Path, sync_only: bool = False) -> float:
     """Sync, execute and save one notebook; returns the seconds it ran."""
     notebook = read(path)
     sync(notebook)
+    write_minutes(notebook, path)
     start = time.perf_counter()
     if not sync_only:
         tidy(notebook)
@@ -147,7 +232,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.notebooks.build")
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
     parser.add_argument("--sync-only", action="store_true", help="don't execute")
+    parser.add_argument("--minutes", action="store_true", help="only the title cards")
     options = parser.parse_args(arguments)
+    if options.minutes:
+        for path in options.notebooks or notebooks():
+            notebook = read(path)
+            if write_minutes(notebook, path) is not None:
+                save(notebook, path)
+                cells = [Cell(i, raw) for i, raw in enumerate(notebook["cells"])]
+                print(f"{path.name}: {first_reading(cells)}")
+        return 0
     os.environ.update(ENVIRONMENT)
     status = 0
     for path in options.notebooks or notebooks():

@@ -1,13 +1,21 @@
 """The same code twice, kept equal: the package, and the notebooks that teach it.
 
 `drift(path)` compares a notebook's `pkg:` cells with the package and looks at what it
-imports; `untaught()` finds what the package has and no notebook teaches. Everything is
-read with `ast`, nothing is imported.
+imports; `untaught()` finds what the package has and no notebook teaches, and
+`taught_twice()` what stands in two places. Everything is read with `ast`, nothing is
+imported.
+
+A class may come in parts: `class Engine` with its docstring and some of its members in
+one cell, and methods under `@adds_to(Engine)` in later ones. So what is compared is a
+*piece*: a function, a name with its value, the head of a class (its docstring, bases
+and decorators), or one member of it.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,9 +73,59 @@ def definitions(source: str) -> dict[str, ast.stmt]:
     return {name: node for node in ast.parse(source).body for name in names_of(node)}
 
 
-def public_names(source: str) -> list[str]:
-    """The module's own names without an underscore in front."""
-    return [name for name in definitions(source) if not name.startswith("_")]
+def adds_to(node: ast.stmt) -> str | None:
+    """The class that a function's first decorator, `@adds_to(Class)`, names."""
+    first, *_ = [*getattr(node, "decorator_list", []), None]
+    if isinstance(node, ast.FunctionDef) and isinstance(first, ast.Call):
+        if isinstance(first.func, ast.Name) and first.func.id == "adds_to":
+            return ast.unparse(first.args[0])
+    return None
+
+
+def members(node: ast.ClassDef) -> dict[str, list[ast.stmt]]:
+    """The members of a class, in order; a property and its setter have one name."""
+    found = defaultdict(list)
+    for item in node.body:
+        empty = isinstance(item, ast.Pass)
+        if isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant):
+            empty = True  # the docstring, or `...`
+        if not empty:
+            names = names_of(item) or [ast.unparse(item).splitlines()[0]]
+            found[names[0]].append(item)
+    return dict(found)
+
+
+def plain(node: ast.AST) -> str:
+    """A statement as text that says all but comments, places and indentation."""
+    for item in ast.walk(node):
+        if isinstance(item, ast.FunctionDef | ast.ClassDef):
+            text = ast.get_docstring(item, clean=False)
+            if text is not None:
+                item.body[0].value.value = inspect.cleandoc(text)
+    return ast.dump(node)
+
+
+def pieces_of(node: ast.stmt) -> dict[str, str]:
+    """What a top-level statement defines: name or Class.member, to its `plain` text."""
+    owner = adds_to(node)
+    if owner:
+        node.decorator_list.pop(0)
+        return {f"{owner}.{node.name}": plain(node)}
+    if not isinstance(node, ast.ClassDef):
+        return dict.fromkeys(names_of(node), plain(node))
+    parts = members(node)
+    found = {
+        f"{node.name}.{name}": " ".join(map(plain, items))
+        for name, items in parts.items()
+    }
+    node.body = node.body[:1] if ast.get_docstring(node) is not None else []
+    return {node.name: plain(node), **found}
+
+
+def pieces(source: str) -> dict[str, str]:
+    """All that a module or a cell defines, as `pieces_of` its statements."""
+    tree = ast.parse(source)
+    return {name: text for node in tree.body for name, text in pieces_of(node).items()}
 
 
 def python(source: str) -> str:
@@ -91,20 +149,28 @@ def cell_drift(notebook: dict, package: Path = PACKAGE) -> Iterator[str]:
         if file is None:
             yield f"{where} is tagged {PKG}{module}, and there is no such module"
             continue
-        ours = definitions(file.read_text(encoding="utf-8"))
+        ours = pieces(file.read_text(encoding="utf-8"))
         for node in ast.parse(source).body:
-            names = names_of(node)
-            if not names and not isinstance(node, ast.Import | ast.ImportFrom):
+            if not names_of(node) and not isinstance(node, ast.Import | ast.ImportFrom):
                 code = ast.unparse(node).splitlines()[0]
                 yield f"{where} does more than define: move {code!r} to another cell"
-            for name in names:
+            found = pieces_of(node)
+            if isinstance(node, ast.ClassDef) and node.name not in ours:
+                found = {node.name: ""}  # its members say nothing more
+            for name, text in found.items():
                 if name not in ours:
                     yield f"{where} defines {name}, which {module} doesn't have"
-                elif ast.dump(node) != ast.dump(ours[name]):
+                elif text != ours[name]:
                     yield (
                         f"{where} defines {name} otherwise than {module}: "
                         "change the package, then `make sync`"
                     )
+            order = [name for name in found if name in ours]
+            if order != [name for name in ours if name in found]:
+                yield (
+                    f"{where} has the members of {node.name} in another order than "
+                    f"{module}: `make sync`"
+                )
 
 
 def imported_modules(source: str, package: Path = PACKAGE) -> Iterator[str]:
@@ -184,14 +250,24 @@ def drift(path: Path, package: Path = PACKAGE) -> list[str]:
     return [f"{path.name}: {problem}" for problem in problems]
 
 
-def taught_names(folder: Path) -> set[str]:
-    """Every `module.name` that some `pkg:` cell of the lessons defines."""
-    return {
-        f"{module}.{name}"
-        for path in sorted(folder.glob("*.ipynb"))
-        for _, module, source in pkg_cells(read(path))
-        for name in definitions(source)
-    }
+def taught(folder: Path) -> dict[str, list[str]]:
+    """Every piece that the lessons' `pkg:` cells define -> where they do."""
+    found = defaultdict(list)
+    for path in sorted(folder.glob("*.ipynb")):
+        for where, module, source in pkg_cells(read(path)):
+            for node in ast.parse(source).body:
+                for name in pieces_of(node):
+                    found[f"{module}.{name}"].append(f"{path.name}, {where}")
+    return found
+
+
+def taught_twice(folder: Path = NOTEBOOKS) -> list[str]:
+    """Pieces that stand in more than one final cell."""
+    return [
+        f"{name} stands in {' and in '.join(places)}: one piece, one final cell"
+        for name, places in taught(folder).items()
+        if len(places) > 1
+    ]
 
 
 def untaught(
@@ -199,35 +275,45 @@ def untaught(
     package: Path = PACKAGE,
     allowed: dict[str, int | str] = UNTAUGHT,
 ) -> list[str]:
-    """Public names that no notebook teaches, and entries of the list that are stale."""
-    taught = taught_names(folder)
+    """Pieces that no notebook teaches, and entries of the list that are stale.
+
+    Whoever teaches a class teaches all of it, private methods too.
+    """
+    there = taught(folder)
     problems = []
     used = set()
+    known = set()
     for module in modules(package):
+        known.add(module)
         if module in HELPERS or isinstance(allowed.get(module), str):
             used.add(module)
             continue
-        source = module_file(module, package).read_text(encoding="utf-8")
-        for name in public_names(source):
+        for name in pieces(module_file(module, package).read_text(encoding="utf-8")):
             full = f"{module}.{name}"
-            if full in taught:
-                continue
-            keys = {full, module} & set(allowed)
-            used |= keys
-            if not keys:
+            known.add(full)
+            owner = full.rpartition(".")[0]
+            keys = {full, module} if owner == module else {full}
+            if full not in there:
+                used |= keys & set(allowed)
+            if owner == module:
+                missing = full not in there and not name.startswith("_")
+            else:  # where the class itself is missing, that is said once
+                missing = full not in there and owner in there
+            if missing and not keys & set(allowed):
                 problems.append(
                     f"{full} is taught in no notebook: put it into a cell tagged "
                     f"{PKG}{module}, or into UNTAUGHT with a reason"
                 )
     for key, reason in allowed.items():
-        if key not in used:
+        lesson = COURSE[reason] if isinstance(reason, int) else None
+        planned = lesson is not None and not (folder / lesson.file).exists()
+        if key not in used and not (planned and key not in known):
             problems.append(f"UNTAUGHT names {key}, which needs no entry: remove it")
-        elif isinstance(reason, int):
-            lesson = COURSE[reason]
+        elif lesson is not None:
             if key.split(".")[0] not in lesson.teaches:
                 problems.append(
                     f"UNTAUGHT leaves {key} to {lesson.file}, which doesn't teach it"
                 )
-            elif (folder / lesson.file).exists():
+            elif not planned:
                 problems.append(f"UNTAUGHT leaves {key} to {lesson.file}, now written")
     return problems

@@ -7,20 +7,31 @@ every notebook, solutions included.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.notebooks.course import COURSE, METADATA, joined, lesson_of, read
+from tests.notebooks.course import (
+    COURSE,
+    LONG,
+    METADATA,
+    cell_metadata,
+    joined,
+    lesson_of,
+    read,
+)
 
 MAX_COLUMNS = 88
 MAX_BUILD_LINES = 30
 MAX_UNCOMPARED = 2
 MAX_KILOBYTES = 400
+MAX_MINUTES = 60
 
 IGNORE = "# NBVAL_IGNORE_OUTPUT"
-TAGS = ("gpu", "nbval-ignore-output", "nbval-skip", "raises-exception")
+TAGS = ("gpu", "nbval-ignore-output", "nbval-skip", "raises-exception", "skim")
+FINAL = "# final: folovllm_lite."
 PKG_TAG = re.compile(r"pkg:folovllm_lite(\.\w+)+")
 
 Problems = Iterator[str]
@@ -55,6 +66,11 @@ class Cell:
         return any(tag.startswith("pkg:") for tag in self.tags)
 
     @property
+    def is_skimmed(self) -> bool:
+        """Its code carries no idea of the lesson, and is collapsed."""
+        return "skim" in self.tags
+
+    @property
     def outputs(self) -> list[dict]:
         return self.raw.get("outputs", [])
 
@@ -74,7 +90,7 @@ class Cell:
 def words(cells: list[Cell]) -> int:
     """How many words of prose the markdown cells hold; code and tags don't count."""
     text = "\n".join(cell.source for cell in cells if cell.is_markdown)
-    text = re.sub(r"```.*?```|<[^>]+>|^#[^\n]*$", " ", text, flags=re.S | re.M)
+    text = re.sub(r"```.*?```|</?[a-z][^<>]*>|^#[^\n]*$", " ", text, flags=re.S | re.M)
     text = re.sub(r"\]\([^)]*\)", "] ", text)
     return len(re.findall(r"\b\w[\w'’.,-]*", text))
 
@@ -92,9 +108,9 @@ def check_metadata(notebook: dict, cells: list[Cell]) -> Problems:
     if (notebook.get("nbformat"), notebook.get("nbformat_minor")) != (4, 5):
         yield "the format isn't 4.5: `make notebooks` writes it"
     for cell in cells:
-        extra = set(cell.raw.get("metadata", {})) - {"tags"}
-        if extra:
-            yield f"{cell}: metadata {sorted(extra)}: `make notebooks` drops it"
+        found = cell.raw.get("metadata", {})
+        if found != cell_metadata(cell.tags):
+            yield f"{cell}: metadata {sorted(found)}: `make notebooks` writes it anew"
 
 
 def check_ids(notebook: dict, cells: list[Cell]) -> Problems:
@@ -299,9 +315,10 @@ def check_build(cells: list[Cell]) -> Problems:
         if not cell.is_code:
             continue
         lines = len(cell.source.splitlines())
-        if not cell.is_final and lines > MAX_BUILD_LINES:
+        free = cell.is_final or cell.is_skimmed
+        if not free and lines > MAX_BUILD_LINES:
             yield f"{cell} has {lines} lines: at most {MAX_BUILD_LINES}, one idea each"
-        if not cell.is_final and not 40 <= words(before) <= 120:
+        if not free and not 40 <= words(before) <= 120:
             yield f"{cell} follows {words(before)} words of prose: 40 to 120"
         before = []
 
@@ -476,7 +493,113 @@ def check_sections(cells: list[Cell], is_tour: bool) -> Problems:
                 yield f"{cell} is tagged nbval-skip outside 'On a GPU'"
 
 
-def lint(path: Path) -> list[str]:
+# ----- the first reading: how long it takes -------------------------------------------
+
+
+# Measured against what three fresh readers needed by their own estimate.
+WORDS_A_MINUTE = 120
+LINES_A_MINUTE = 12
+STEP = 5  # minutes on a card are rounded up to it
+
+CARD = re.compile(r"(\*\*Time:\*\*\s+)\d+(\s+minutes)")
+FOLDED = re.compile(r"<details.*?</details>", re.S)
+APART = ("Exercises", "On a GPU")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a first reader meets: without exercises, GPU section, folds and `skim`."""
+
+    words: int
+    lines: int  # of code, blank ones apart
+    predictions: int
+
+    @property
+    def minutes(self) -> float:
+        return (
+            self.words / WORDS_A_MINUTE + self.lines / LINES_A_MINUTE + self.predictions
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.minutes:.0f} minutes: {self.words} words, {self.lines} lines of "
+            f"code, {self.predictions} predictions"
+        )
+
+
+def first_reading(cells: list[Cell]) -> Reading:
+    """Count what stands on the first-reading path."""
+    apart = {
+        id(cell)
+        for heading, part in split(cells)
+        if title_of(heading) in APART
+        for cell in part
+    }
+    path = [cell for cell in cells if id(cell) not in apart and not cell.is_skimmed]
+    texts = [
+        Cell(cell.index, {**cell.raw, "source": FOLDED.sub("", cell.source)})
+        for cell in path
+        if cell.is_markdown
+    ]
+    code = [line for cell in path if cell.is_code for line in cell.source.splitlines()]
+    return Reading(
+        words=sum(words([cell]) for cell in texts),
+        lines=sum(bool(line.strip()) for line in code),
+        predictions=sum(cell.source.count("**Predict") for cell in texts),
+    )
+
+
+def rounded(minutes: float) -> int:
+    """Minutes as a title card gives them."""
+    return STEP * math.ceil(minutes / STEP)
+
+
+def check_reading(cells: list[Cell]) -> Problems:
+    """The card says how long the first reading takes, and that is at most an hour."""
+    reading = first_reading(cells)
+    card = CARD.search(cells[0].source) if cells else None
+    if card is None:
+        yield "the title card has no '**Time:** 45 minutes'"
+    elif int(re.search(r"\d+", card[0])[0]) != rounded(reading.minutes):
+        yield f"the card says {card[0]!r}, and it is {reading}: `make notebooks`"
+    if reading.minutes > MAX_MINUTES:
+        yield (
+            f"the first reading takes {reading}; at most {MAX_MINUTES} minutes: "
+            "tag code without an idea of this lesson `skim`, or cut"
+        )
+
+
+def check_final(cells: list[Cell]) -> Problems:
+    """A reader sees which cells the package keeps."""
+    for cell in cells:
+        for tag in cell.tags:
+            mark = tag.replace("pkg:folovllm_lite.", FINAL)
+            if mark != tag and cell.source.partition("\n")[0] != mark:
+                yield f"{cell} doesn't begin with {mark!r}: `make sync`"
+
+
+def check_skim(cells: list[Cell]) -> Problems:
+    """Collapsed code: the cell before it says what it does."""
+    for before, cell in zip([None, *cells], cells, strict=False):
+        if cell.is_skimmed and not cell.is_code:
+            yield f"{cell} is prose and tagged skim: fold it in <details>"
+        elif cell.is_skimmed and (before is None or not words([before])):
+            yield f"{cell} is tagged skim: a sentence before it says what it does"
+
+
+READING = (check_reading, check_final)
+
+
+def reading_problems(cells: list[Cell], name: str, long: Collection[str]) -> list[str]:
+    """What is wrong with the first reading; of one in `long`, that nothing is."""
+    found = [problem for rule in READING for problem in rule(cells)]
+    if name not in long:
+        return found
+    stale = f"LONG in course.py names {name}, which keeps the rules: remove the entry"
+    return [] if found else [stale]
+
+
+def lint(path: Path, long: Collection[str] = LONG) -> list[str]:
     """All that is wrong with the notebook at `path`, as sentences; [] when nothing."""
     notebook = {**read(path), "path": path}
     cells = [Cell(index, raw) for index, raw in enumerate(notebook["cells"])]
@@ -487,4 +610,6 @@ def lint(path: Path) -> list[str]:
         problems.append(f"no notebook of the course has this name; those are {names}")
     elif path.parent.name != "solutions":
         problems += check_sections(cells, is_tour=lesson.number == 0)
+        problems += check_skim(cells)
+        problems += reading_problems(cells, path.name, long)
     return [f"{path.name}: {problem}" for problem in problems]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.notebooks.course import METADATA
+from tests.notebooks.course import METADATA, cell_metadata
 
 GOALS = "## Goals\n- read a row of logits\n- draw from it\n- say what it costs"
+FINAL = "# final: folovllm_lite.sampler\ndef draw(logits):\n    return 0"
 STUB = "def pick(logits):\n    raise NotImplementedError('write pick first')\npick([1])"
 JUDGE = "from folovllm_lite import checks\nchecks.sampler(pick)"
 ERROR = {
@@ -25,7 +26,7 @@ def markdown(source: str) -> dict:
 def code(source: str, *tags: str, outputs: tuple[dict, ...] = ()) -> dict:
     return {
         "cell_type": "code",
-        "metadata": {"tags": list(tags)} if tags else {},
+        "metadata": cell_metadata(list(tags)),
         "source": source,
         "outputs": [dict(output) for output in outputs],
     }
@@ -69,7 +70,7 @@ def lesson_cells() -> list[dict]:
         for what in ("noise", "ranks", "raw logits")
     )
     return [
-        markdown("# 03 Sampler\nWhich token comes next? 30 minutes."),
+        markdown("# 03 Sampler\nWhich token comes next? **Time:** 5 minutes."),
         markdown(GOALS),
         markdown("## Setup"),
         code("import torch\ntorch.manual_seed(0);"),
@@ -81,7 +82,9 @@ def lesson_cells() -> list[dict]:
         code("x = 2"),
         markdown(f"## Build\n{prose(40)}"),
         code("def naive_draw(logits):\n    return 0"),
-        code("def draw(logits):\n    return 0", "pkg:folovllm_lite.sampler"),
+        markdown("Then it is tidied up."),
+        code("x = 5", "skim"),
+        code(FINAL, "pkg:folovllm_lite.sampler"),
         markdown("## Prove it"),
         code("from folovllm_lite import checks\nchecks.sampler(draw)"),
         markdown("## Plug in"),
@@ -97,7 +100,7 @@ def lesson_cells() -> list[dict]:
 def tour_cells() -> list[dict]:
     """00 in small."""
     return [
-        markdown("# FoloVLLM Lite\nWhat runs here? 10 minutes."),
+        markdown("# FoloVLLM Lite\nWhat runs here? **Time:** 5 minutes."),
         markdown(GOALS),
         markdown("## Setup"),
         code("from folovllm_lite import LLM"),

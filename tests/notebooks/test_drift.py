@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.notebooks.course import COURSE, notebooks
-from tests.notebooks.drift import drift, imported_modules, untaught
+from tests.notebooks.drift import drift, imported_modules, taught_twice, untaught
 from tests.notebooks.made_up import code, notebook, write
 
 SAMPLER = '''"""Module."""
@@ -144,6 +144,114 @@ def test_a_lesson_that_lands_empties_the_list(tmp_path, package):
     assert "sampler.Row is taught in no notebook" in problem
     reason = {"config": 1, "request": 4, "sampler.Row": "a plain record"}
     assert untaught(folder, package, reason) == []
+
+
+ENGINE = '''@dataclass
+class Engine:
+    """Steps."""
+
+    limit: int
+    done: int = 0
+
+    def step(self):
+        """One step.
+
+        It counts.
+        """
+        self.done += 1
+
+    def _note(self):
+        return self.done
+'''
+FIRST = ENGINE.partition("\n    def")[0]
+STEP = '''@adds_to(Engine)
+def step(self):
+    """One step.
+
+    It counts.
+    """
+    self.done += 1  # a comment
+'''
+NOTE = "@adds_to(Engine)\ndef _note(self):\n    return self.done\n"
+
+
+def in_parts(tmp_path, package, *sources):
+    """Problems of a lesson whose final cells are these, and what isn't taught."""
+    (package / "sampler.py").write_text(ENGINE)
+    folder = tmp_path / "notebooks"
+    cells = [code(source, "pkg:folovllm_lite.sampler") for source in sources]
+    path = write(folder / "03_sampler.ipynb", notebook(cells))
+    rest = {"config": 1, "request": 4}
+    return [
+        *drift(path, package),
+        *untaught(folder, package, rest),
+        *taught_twice(folder),
+    ]
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        (ENGINE,),
+        (FIRST, STEP, NOTE),
+        (FIRST, STEP + NOTE),
+        (FIRST + "\n    def _note(self):\n        return self.done\n", STEP),
+    ],
+)
+def test_a_class_may_come_in_parts(tmp_path, package, sources):
+    assert in_parts(tmp_path, package, *sources) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ((FIRST, STEP), "Engine._note is taught in no notebook"),
+        (
+            (FIRST.replace("    done: int = 0\n", ""), STEP, NOTE),
+            "Engine.done is taught",
+        ),
+        ((FIRST, STEP, STEP, NOTE), "Engine.step stands in 03_sampler.ipynb, cell 1"),
+        ((ENGINE, NOTE), "Engine._note stands in 03_sampler.ipynb, cell 0"),
+        ((ENGINE, FIRST), "sampler.Engine stands in"),
+        ((FIRST, STEP.replace("+=", "-="), NOTE), "defines Engine.step otherwise"),
+        ((FIRST, STEP.replace("It", "That"), NOTE), "defines Engine.step otherwise"),
+        ((FIRST.replace("Steps", "Stops"), STEP, NOTE), "defines Engine otherwise"),
+        ((FIRST.replace('"""Steps."""', ""), STEP, NOTE), "defines Engine otherwise"),
+        ((FIRST.replace("@dataclass", ""), STEP, NOTE), "defines Engine otherwise"),
+        ((FIRST, STEP, NOTE.replace("_note", "_not")), "_not, which sampler doesn't"),
+        (
+            (FIRST.replace("    limit: int\n", "") + "    limit: int\n", STEP, NOTE),
+            "in another order",
+        ),
+    ],
+)
+def test_a_part_that_differs_is_seen(tmp_path, package, sources, message):
+    problems = in_parts(tmp_path, package, *sources)
+    assert any(message in problem for problem in problems), problems
+
+
+def test_a_method_may_be_left_to_a_later_lesson(tmp_path, package):
+    assert in_parts(tmp_path, package, FIRST, NOTE)
+    folder = tmp_path / "notebooks"
+    rest = {"config": 1, "request": 4}
+    assert untaught(folder, package, rest | {"sampler.Engine.step": "a reason"}) == []
+    (problem,) = untaught(folder, package, rest | {"sampler.Engine.step": 13})
+    assert "13_chunked_prefill.ipynb, which doesn't teach it" in problem
+    (problem,) = untaught(folder, package, rest | {"sampler.Engine.step": 3})
+    assert "03_sampler.ipynb, now written" in problem
+
+
+def test_what_is_still_to_come_may_not_be_there_yet(tmp_path, package):
+    folder = tmp_path / "notebooks"
+    planned = PENDING | {"gptq": 15, "sampler.later": 3}
+    assert untaught(folder, package, planned) == []
+    (problem,) = untaught(folder, package, planned | {"gptq.pack": "a reason"})
+    assert "UNTAUGHT names gptq.pack" in problem
+
+
+def test_the_repository_teaches_everything_once():
+    problems = taught_twice()
+    assert not problems, "\n" + "\n".join(problems)
 
 
 def test_the_course_is_numbered_in_order():

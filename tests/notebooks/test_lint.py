@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.notebooks.course import notebooks
-from tests.notebooks.lint import HYGIENE, SECTIONS, lint
+from tests.notebooks.course import cell_metadata, notebooks
+from tests.notebooks.lint import (
+    HYGIENE,
+    SECTIONS,
+    Cell,
+    first_reading,
+    lint,
+    rounded,
+)
 from tests.notebooks.made_up import (
     ERROR,
     code,
@@ -26,8 +33,10 @@ def test_notebook_keeps_the_rules(path):
 
 
 def test_a_good_lesson_and_a_good_tour_pass(tmp_path):
-    assert lint(write(tmp_path / "03_sampler.ipynb", notebook(lesson_cells()))) == []
-    assert lint(write(tmp_path / "00_tour.ipynb", notebook(tour_cells()))) == []
+    lesson = write(tmp_path / "03_sampler.ipynb", notebook(lesson_cells()))
+    assert lint(lesson, long=()) == []
+    tour = write(tmp_path / "00_tour.ipynb", notebook(tour_cells()))
+    assert lint(tour, long=()) == []
 
 
 def test_the_tour_may_leave_out_what_a_lesson_needs(tmp_path):
@@ -96,6 +105,7 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 QUESTION = (
     "<details><summary>Interview: why ranks?</summary>\n\nranks\n\n</details>\n\n"
 )
+SKIM = cell_metadata(["skim"])
 IGNORED = "# the clock\n# NBVAL_IGNORE_OUTPUT\nx = 1"
 
 # What is broken, and words of the message that must come of it.
@@ -199,7 +209,43 @@ BROKEN = {
         "at most 400",
     ),
     "no title": (drop("# 03"), "title card"),
-    "no minutes": (edit("# 03", "30 minutes", "soon"), "how long it takes"),
+    "no minutes": (edit("# 03", "5 minutes", "soon"), "how long it takes"),
+    "minutes in another form": (
+        edit("# 03", "**Time:**", "Time:"),
+        "has no '**Time:**",
+    ),
+    "minutes that are a guess": (
+        edit("# 03", "5 minutes", "25 minutes"),
+        "'**Time:** 25 minutes', and it is 3 minutes: 222 words, ",
+    ),
+    "more than an hour": (
+        edit("## Plug in", "## Plug in", "## Plug in\n" + "**Predict** it. " * 60),
+        "at most 60 minutes",
+    ),
+    "a final cell without its mark": (
+        edit("# final", "# final: folovllm_lite.sampler\n", ""),
+        "doesn't begin with '# final: folovllm_lite.sampler'",
+    ),
+    "a final cell that claims another module": (
+        edit("# final", "lite.sampler", "lite.request"),
+        "doesn't begin with",
+    ),
+    "collapsed code that nobody announces": (
+        add(code("x = 8", "skim")),
+        "a sentence before it says what it does",
+    ),
+    "prose to skim": (
+        on_cells(lambda cells: cells.append({**markdown("Aside."), "metadata": SKIM})),
+        "fold it in <details>",
+    ),
+    "code to skim that isn't collapsed": (
+        on_notebook(
+            lambda made: [
+                cell["metadata"].pop("jupyter", None) for cell in made["cells"]
+            ]
+        ),
+        "metadata ['tags']",
+    ),
     "two goals": (edit("## Goals", "- say what it costs", ""), "lists 2 goals"),
     "six goals": (edit("## Goals", "- draw", "- a\n- b\n- c\n- draw"), "lists 6 goals"),
     "no setup cell": (drop("import torch"), "the cell with the imports"),
@@ -210,7 +256,7 @@ BROKEN = {
     "no picture": (drop("x = 1"), "drawn by code"),
     "nothing by hand": (drop("x = 2"), "small enough to print"),
     "no question": (edit("## By hand", "?", "."), "question to predict"),
-    "no final cell": (drop("def draw"), "Build ends in cells tagged pkg"),
+    "no final cell": (drop("# final"), "Build ends in cells tagged pkg"),
     "a long build cell": (
         edit("def naive", "return 0", "return 0\n" + "x = 1\n" * 30),
         "at most 30",
@@ -219,7 +265,7 @@ BROKEN = {
         edit("## Build", prose(40), prose(10)),
         "40 to 120",
     ),
-    "two build cells in a row": (add(code("x = 7"), "def draw"), "follows 0 words"),
+    "two build cells in a row": (add(code("x = 7"), "Then it"), "follows 0 words"),
     "nothing proved": (drop("from folovllm_lite import checks\nchecks.s"), "Prove it"),
     "nothing plugged in": (drop("x = 3"), "Plug in has no code"),
     "nothing counted": (drop("x = 4"), "Cost has no code"),
@@ -294,9 +340,35 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_rule_bites(tmp_path, name):
     make, message = BROKEN[name]
-    problems = lint(write(tmp_path / "03_sampler.ipynb", make()))
+    problems = lint(write(tmp_path / "03_sampler.ipynb", make()), long=())
     assert any(message in problem for problem in problems), problems
     assert all(problem.startswith("03_sampler.ipynb: ") for problem in problems)
+
+
+def test_a_lesson_that_keeps_the_rules_leaves_the_list(tmp_path):
+    path = write(tmp_path / "03_sampler.ipynb", notebook(lesson_cells()))
+    (problem,) = lint(path, long={"03_sampler.ipynb"})
+    assert "which keeps the rules: remove the entry" in problem
+    made = notebook(lesson_cells())
+    made["cells"][0]["source"] = "# 03\n**Time:** 25 minutes"
+    assert lint(write(path, made), long={"03_sampler.ipynb"}) == []
+
+
+def test_what_a_first_reader_meets():
+    def minutes(*cells):
+        return first_reading([Cell(i, raw) for i, raw in enumerate(cells)]).minutes
+
+    assert minutes(markdown(prose(240))) == 2
+    assert minutes(code("x = 1\n\n" * 24)) == 2, "blank lines take no time"
+    assert minutes(code("x = 1\n" * 24, "skim")) == 0
+    assert minutes(markdown("**Predict:** a < b, or a > b?")) == 1 + 6 / 120
+    folded = f"<details><summary>Hint</summary>\n\n{prose(99)}\n\n</details>"
+    assert minutes(markdown(folded)) == 0
+    for apart in ("## Exercises", "## On a GPU: who waits?"):
+        cells = markdown(f"{apart}\n{prose(240)}"), code("x = 1\n" * 24)
+        assert minutes(*cells) == 0
+        assert minutes(*cells, markdown(f"## Recap\n{prose(240)}")) == 2
+    assert [rounded(x) for x in (0.1, 5, 5.1, 59)] == [5, 5, 10, 60]
 
 
 def test_every_rule_has_a_breakage():
@@ -319,5 +391,6 @@ def test_a_name_outside_the_course(tmp_path):
 
 def test_tour_setup_needs_imports(tmp_path):
     cells = [cell for cell in tour_cells() if "import" not in cell["source"]]
-    (problem,) = lint(write(tmp_path / "00_tour.ipynb", notebook(cells)))
+    path = write(tmp_path / "00_tour.ipynb", notebook(cells))
+    (problem,) = lint(path, long=())
     assert "the cell with the imports" in problem

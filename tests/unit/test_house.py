@@ -35,7 +35,7 @@ ORDER = (
     "utils", "config", "sampling_params", "sampler", "request", "outputs",
     "model_loader", "attention", "layers", "qwen3", "kv_cache", "processor",
     "generation", "block_manager", "scheduler", "paged", "runner", "engine", "gptq",
-    "viz", "widgets", "checks", "tiny", "doctor", "bench", "__main__",
+    "viz", "widgets", "checks", "notebook", "tiny", "doctor", "bench", "__main__",
 )  # fmt: skip
 
 
