@@ -11,8 +11,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     "config": ["CacheConfig", "EngineConfig", "ModelConfig", "SchedulerConfig"],
-    "engine": ["LLM", "LLMEngine"],
+    "engine": ["LLMEngine"],
     "generation": ["generate"],
+    "llm": ["LLM"],
     "model_loader": ["ModelLoader", "get_model_and_tokenizer"],
     "outputs": ["CompletionOutput", "Logprob", "RequestMetrics", "RequestOutput"],
     "request": [

@@ -122,7 +122,7 @@ def _params(args: argparse.Namespace, **more: Any) -> Any:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    from folovllm_lite.engine import LLM
+    from folovllm_lite.llm import LLM
 
     return LLM(
         args.model,

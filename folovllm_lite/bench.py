@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from folovllm_lite.engine import LLM
+from folovllm_lite.llm import LLM
 from folovllm_lite.model_loader import get_model_and_tokenizer
 from folovllm_lite.sampling_params import SamplingParams
 

@@ -1,57 +1,80 @@
-"""The KV cache as numbered blocks: who holds which, who shares one, what is kept.
+"""The KV cache as numbered blocks: who holds which, who shares one, which are free.
 
 A block holds the keys and values of `block_size` tokens. Sequences hold blocks through
 a table (`Sequence.block_ids`, in order of position), several may hold one block, and a
-block that nobody holds is free, or kept for a prompt that begins alike. This module
-counts and hands out numbers. It refuses to know where the numbers point: no tensors, no
-model, and no opinion on who deserves memory, which is the scheduler's.
+block that nobody holds is in the free list. This module counts and hands out numbers.
+It refuses to know where the numbers point: no tensors, no model, and no opinion on who
+deserves memory, which is the scheduler's.
 """
 
-import hashlib
-from array import array
-from collections import Counter, OrderedDict
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from folovllm_lite.request import Sequence
+from folovllm_lite.scheduler import Move
 
-Moves = list[tuple[int, int]]  # (from block, to block)
 
+class FreeBlocks:
+    """The blocks that nobody holds.
 
-@dataclass(slots=True)
-class Block:
-    """One block of the pool.
+    The lowest number goes first, so that a sequence's blocks follow each other where
+    they can, and are one piece of memory.
 
     Args:
-        ref_count: how many sequences hold it.
-        digest: names its tokens and all before them; None until a step is planned
-            that fills it.
-        parent: digest of the block before it.
-        token_ids: its tokens, to compare on a hit: a digest is evidence, not proof.
+        num_blocks: of the pool; all are free.
     """
 
-    ref_count: int = 0
-    digest: bytes | None = None
-    parent: bytes = b""
-    token_ids: tuple[int, ...] = ()
+    def __init__(self, num_blocks: int):
+        self.num_blocks = num_blocks
+        self.clear()
 
+    def __len__(self) -> int:
+        return len(self.numbers)
 
-def chain(parent: bytes, token_ids: tuple[int, ...]) -> bytes:
-    """Digest of a block that follows the block called `parent`.
+    def clear(self) -> None:
+        """All are free."""
+        self.numbers = list(range(self.num_blocks))  # a heap
 
-    sha256 and not `hash()`, which is easy to collide on purpose: a collision would show
-    one user's text to another.
-    """
-    return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
+    def take(self) -> int:
+        """Hand one out."""
+        return heappop(self.numbers)
+
+    def put(self, block_id: int) -> None:
+        """Take one back."""
+        heappush(self.numbers, block_id)
+
+    # What a free list that remembers its blocks' contents does here, this one doesn't.
+
+    def find(self, seq: Sequence) -> list[int]:
+        """The blocks that hold the beginning of `seq` already."""
+        return []
+
+    def claim(self, block_id: int) -> None:
+        """A block of `find` that was free isn't any more."""
+
+    def offer(self, seq: Sequence, end: int) -> None:
+        """Let the first `end` tokens of `seq` be found from now on."""
+
+    def withdraw(self, block_ids: Iterable[int]) -> None:
+        """Let these be found no more."""
+
+    def check_integrity(self, held: Iterable[int]) -> None:
+        """Raise AssertionError unless these blocks and the `held` ones make a pool."""
+        everywhere = sorted([*self.numbers, *held])
+        assert everywhere == list(range(self.num_blocks)), (
+            f"free {sorted(self.numbers)} and held {sorted(held)} blocks are not "
+            f"{self.num_blocks} in all"
+        )
 
 
 class BlockManager:
-    """A pool of blocks with reference counts, copy-on-write and prefix reuse.
+    """A pool of blocks with reference counts and copy-on-write: the scheduler's Memory.
 
     Args:
         num_blocks: of the pool.
         block_size: tokens a block holds.
-        enable_prefix_caching: keep computed blocks for sequences that begin alike.
+        free: where blocks are that nobody holds; None is `FreeBlocks(num_blocks)`.
         num_swap_blocks: blocks of CPU memory for sequences that are swapped out.
     """
 
@@ -59,7 +82,7 @@ class BlockManager:
         self,
         num_blocks: int,
         block_size: int,
-        enable_prefix_caching: bool = False,
+        free: FreeBlocks | None = None,
         num_swap_blocks: int = 0,
     ):
         if num_blocks < 1 or block_size < 1:
@@ -67,27 +90,29 @@ class BlockManager:
                 f"a pool needs blocks: num_blocks is {num_blocks}, "
                 f"block_size is {block_size}"
             )
-        self.block_size = block_size
-        self.num_blocks = num_blocks
-        self.enable_prefix_caching = enable_prefix_caching
-        self.blocks = [Block() for _ in range(num_blocks)]
-        # A heap: the lowest number goes first, so that a sequence's blocks follow each
-        # other where they can, and are one piece of memory.
-        self._free = list(range(num_blocks))
-        # Blocks that nobody holds and a prompt may still ask for, the oldest first.
-        self._kept: OrderedDict[int, None] = OrderedDict()
-        self._found: dict[bytes, int] = {}  # digest -> the block that a hit gets
-        self._holders: dict[str, Sequence] = {}
+        free = FreeBlocks(num_blocks) if free is None else free
+        if len(free) != num_blocks:
+            raise ValueError(f"{len(free)} of {num_blocks} blocks are free")
+        self.num_blocks, self.block_size = num_blocks, block_size
         self.num_swap_blocks = num_swap_blocks
-        self._free_swap = list(range(num_swap_blocks - 1, -1, -1))
-        self._swapped: dict[str, list[int]] = {}  # seq_id -> its blocks in CPU memory
+        self.free = free
         self.tokens_asked = 0  # of all sequences that began
         self.tokens_found = 0  # and how many of them were there already
+        self.clear()
 
     @property
-    def num_free(self) -> int:
-        """Blocks that can be handed out now; kept ones are given up when needed."""
-        return len(self._free) + len(self._kept)
+    def capacity(self) -> int:
+        """Tokens that a sequence can have if it is alone."""
+        return self.num_blocks * self.block_size
+
+    def clear(self) -> None:
+        """Forget everybody: all blocks are free, and nothing is in CPU memory."""
+        self.free.clear()
+        self.refs = [0] * self.num_blocks  # how many sequences hold each block
+        self.moves: list[Move] = []
+        self.holders: dict[str, Sequence] = {}  # by seq_id
+        self.free_swap = list(reversed(range(self.num_swap_blocks)))
+        self.swapped: dict[str, list[int]] = {}  # seq_id -> its blocks in CPU memory
 
     def blocks_for(self, num_tokens: int) -> int:
         """How many blocks hold `num_tokens` tokens."""
@@ -95,238 +120,193 @@ class BlockManager:
 
     # ----- holding
 
-    def can_grow(self, seq: Sequence, num_tokens: int, hits: list[int] = ()) -> bool:
-        """Whether `grow` to `num_tokens` would succeed, after `adopt` of `hits`."""
-        missing = self.blocks_for(num_tokens) - len(seq.block_ids) - len(hits)
-        missing = max(0, missing)  # a table that is too long is no free block
-        missing += self._shared(seq) is not None
-        if not missing and not hits:  # as in nearly every step of a decoding sequence
-            return True
-        idle = sum(self.blocks[i].ref_count == 0 for i in hits)
-        return missing <= self.num_free - idle
+    def found(self, seq: Sequence) -> int:
+        """How many tokens of a waiting sequence are there already."""
+        if seq.seq_id in self.swapped:
+            return seq.num_computed
+        return len(self._hits(seq)) * self.block_size
 
-    def grow(self, seq: Sequence, num_tokens: int) -> Moves:
-        """Give `seq` room for its first `num_tokens` tokens.
+    def place(self, seq: Sequence, end: int) -> bool:
+        """Let `seq` begin, or come back, with room for its first `end` tokens.
 
         Returns:
-            The copies to make before anything is written. The block that the next token
-            goes to may be shared with a fork: the writer gets a copy of its own
-            (copy-on-write), the others keep the original.
+            False if there are too few blocks; nothing has changed then.
 
         Raises:
-            ValueError: if the pool has too few blocks; nothing has changed then.
+            ValueError: if it holds blocks already.
         """
-        if not self.can_grow(seq, num_tokens):
-            raise ValueError(
-                f"{seq.seq_id} needs {self.blocks_for(num_tokens)} blocks and has "
-                f"{len(seq.block_ids)}, but only {self.num_free} are free"
-            )
-        self._holders[seq.seq_id] = seq
-        copies: Moves = []
-        at = self._shared(seq)
-        if at is not None:
+        if seq.block_ids:
+            raise ValueError(f"{seq.seq_id} holds blocks already: {seq.block_ids}")
+        hits = self._hits(seq)
+        idle = [block_id for block_id in hits if not self.refs[block_id]]
+        if self.blocks_for(end) - len(hits) > len(self.free) - len(idle):
+            return False
+        for block_id in idle:
+            self.free.claim(block_id)
+        for block_id in hits:
+            self.refs[block_id] += 1
+        seq.block_ids = list(hits)
+        self.holders[seq.seq_id] = seq
+        self._fill(seq, end)
+        if seq.seq_id in self.swapped:
+            self._swap_in(seq)
+        else:
+            seq.num_computed = len(hits) * self.block_size
+            self.tokens_asked += seq.get_len()
+            self.tokens_found += seq.num_computed
+        return True
+
+    def grow(self, seq: Sequence, end: int) -> bool:
+        """Give `seq` room for its first `end` tokens.
+
+        The block that its next token goes to may be shared with a fork: who writes gets
+        a copy of its own (copy-on-write), the others keep the original.
+
+        Returns:
+            False if there are too few blocks; nothing has changed then.
+
+        Raises:
+            ValueError: if it holds no blocks: `place` comes first.
+        """
+        if not seq.block_ids:
+            raise ValueError(f"{seq.seq_id} holds no blocks: place it first")
+        at = seq.num_computed // self.block_size
+        shared = at < len(seq.block_ids) and self.refs[seq.block_ids[at]] > 1
+        missing = max(0, self.blocks_for(end) - len(seq.block_ids)) + shared
+        if missing > len(self.free):
+            return False
+        if shared:
             old, new = seq.block_ids[at], self._take()
-            self.blocks[old].ref_count -= 1  # the others hold it still: never 0 here
+            self.refs[old] -= 1  # the others hold it still: never 0 here
             seq.block_ids[at] = new
-            copies.append((old, new))
-        while len(seq.block_ids) < self.blocks_for(num_tokens):
-            seq.block_ids.append(self._take())
-        return copies
+            self.moves.append(("copy", old, new))
+        self._fill(seq, end)
+        return True
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Let `child`, a fork of `parent`, hold the same blocks."""
+        """Let `child` hold the same blocks as `parent`.
+
+        Raises:
+            ValueError: if the parent holds no blocks, or the child is known already.
+        """
+        if child.seq_id in self.holders or not parent.block_ids:
+            raise ValueError(
+                f"{child.seq_id} can't fork {parent.seq_id}, which holds blocks "
+                f"{parent.block_ids}, while these hold some: {sorted(self.holders)}"
+            )
         child.block_ids = list(parent.block_ids)
         for block_id in child.block_ids:
-            self.blocks[block_id].ref_count += 1
-        self._holders[child.seq_id] = child
+            self.refs[block_id] += 1
+        self.holders[child.seq_id] = child
 
     def release(self, seq: Sequence) -> None:
         """Take everything back from `seq`; one that holds nothing is fine."""
         # From the end: the beginning of a prompt is what others are likeliest to share,
         # so it should be the last to be given up.
         for block_id in reversed(seq.block_ids):
-            self._drop(block_id)
+            self.refs[block_id] -= 1
+            if not self.refs[block_id]:
+                self.free.put(block_id)
         seq.block_ids = []
-        self._free_swap += self._swapped.pop(seq.seq_id, [])
-        self._holders.pop(seq.seq_id, None)
+        self.holders.pop(seq.seq_id, None)
+        self.free_swap += self.swapped.pop(seq.seq_id, [])
+        # A copy for nobody might overwrite what the next holder of the block gets.
+        if self.moves:
+            self.moves = [m for m in self.moves if m[0] != "copy" or self.refs[m[2]]]
+
+    def offer(self, seq: Sequence, end: int) -> None:
+        """Let the first `end` tokens of `seq` be found by others from now on.
+
+        Called when the tokens are scheduled: who finds them in the same step reads them
+        after they are written. If that step fails, `withdraw` takes the offer back.
+        """
+        self.free.offer(seq, end)
+
+    def withdraw(self, seq: Sequence) -> None:
+        """Offer the blocks of `seq` to nobody any more: their numbers are no good."""
+        self.free.withdraw(seq.block_ids)
+
+    def _hits(self, seq: Sequence) -> list[int]:
+        # What is swapped out has its own, and whose prompt is scored computes it all.
+        own = seq.seq_id in self.swapped or seq.scores_prompt
+        return [] if own else self.free.find(seq)
+
+    def _take(self) -> int:
+        block_id = self.free.take()
+        self.refs[block_id] = 1
+        return block_id
+
+    def _fill(self, seq: Sequence, end: int) -> None:
+        while len(seq.block_ids) < self.blocks_for(end):
+            seq.block_ids.append(self._take())
+
+    # ----- swapping
+
+    def swap_out(self, seq: Sequence) -> bool:
+        """Move `seq` to CPU memory.
+
+        Returns:
+            False if there is no room for its blocks; nothing has changed then.
+
+        Raises:
+            ValueError: if it holds no blocks.
+        """
+        if not seq.block_ids:
+            raise ValueError(f"{seq.seq_id} holds no blocks to be swapped out")
+        if len(seq.block_ids) > len(self.free_swap):
+            return False
+        host = [self.free_swap.pop() for _ in seq.block_ids]
+        pairs = zip(seq.block_ids, host, strict=True)
+        self.moves += [("out", block_id, to) for block_id, to in pairs]
+        self.release(seq)
+        self.swapped[seq.seq_id] = host
+        return True
+
+    def _swap_in(self, seq: Sequence) -> None:
+        host = self.swapped.pop(seq.seq_id)
+        # It may have been given more blocks than it had: the first are its old ones.
+        pairs = zip(host, seq.block_ids, strict=False)
+        self.moves += [("in", place, block_id) for place, block_id in pairs]
+        self.free_swap += host
+
+    # ----- the books
 
     def tokens_held(self) -> int:
         """Tokens in held blocks, shared ones once; what is left of them is waste."""
         stored: dict[int, int] = {}
-        for seq in self._holders.values():
+        for seq in self.holders.values():
             for i, block_id in enumerate(seq.block_ids):
                 count = min(seq.num_computed - i * self.block_size, self.block_size)
                 stored[block_id] = max(stored.get(block_id, 0), count)
         return sum(stored.values())
 
-    def _shared(self, seq: Sequence) -> int | None:
-        """Index in the table of the block to be written next, if others hold it too."""
-        at = seq.num_computed // self.block_size
-        if at < len(seq.block_ids) and self.blocks[seq.block_ids[at]].ref_count > 1:
-            return at
-        return None
-
-    def _take(self) -> int:
-        if self._free:
-            block_id = heappop(self._free)
-        else:
-            block_id, _ = self._kept.popitem(last=False)
-            self._forget(block_id)
-        self.blocks[block_id] = Block(ref_count=1)
-        return block_id
-
-    def _drop(self, block_id: int) -> None:
-        block = self.blocks[block_id]
-        block.ref_count -= 1
-        if block.ref_count == 0:
-            if self._found.get(block.digest) == block_id:
-                self._kept[block_id] = None
-            else:
-                heappush(self._free, block_id)
-
-    def _forget(self, block_id: int) -> None:
-        # Only the block's own entry: a duplicate of it may have taken the place.
-        if self._found.get(self.blocks[block_id].digest) == block_id:
-            del self._found[self.blocks[block_id].digest]
-
-    # ----- prefix caching
-
-    def match(self, seq: Sequence) -> list[int]:
-        """The blocks that hold the beginning of `seq` already, as far as they reach.
-
-        At least one token is left to compute, even if every block is there: without it
-        there would be no logits to draw the next token from.
-        """
-        hits: list[int] = []
-        if not self.enable_prefix_caching:
-            return hits
-        token_ids, parent = seq.get_token_ids(), seq.cache_salt
-        for start in range(0, len(token_ids) - self.block_size, self.block_size):
-            tokens = tuple(token_ids[start : start + self.block_size])
-            digest = chain(parent, tokens)
-            block_id = self._found.get(digest)
-            if block_id is None:
-                break
-            block = self.blocks[block_id]
-            if (block.token_ids, block.parent) != (tokens, parent):
-                break  # a collision: no hit, whatever the digest says
-            hits.append(block_id)
-            parent = digest
-        return hits
-
-    def adopt(self, seq: Sequence, hits: list[int]) -> None:
-        """Let `seq`, which holds nothing yet, begin with the blocks of `match`."""
-        for block_id in hits:
-            if self.blocks[block_id].ref_count == 0:
-                del self._kept[block_id]
-            self.blocks[block_id].ref_count += 1
-        self.tokens_asked += seq.get_len()
-        self.tokens_found += len(hits) * self.block_size
-        seq.block_ids = list(hits)
-        seq.num_computed = len(hits) * self.block_size
-        self._holders[seq.seq_id] = seq
-
-    def commit(self, seq: Sequence, start: int, end: int) -> None:
-        """Offer the blocks that the tokens [start, end) fill to others.
-
-        Called when the tokens are scheduled: who finds them in the same step reads them
-        after they are written. If that step fails, `withdraw` takes the offer back.
-        """
-        first, last = start // self.block_size, end // self.block_size
-        if not self.enable_prefix_caching or first == last:
-            return
-        parent = seq.cache_salt
-        if first > 0:
-            parent = self.blocks[seq.block_ids[first - 1]].digest
-        for i in range(first, last):
-            begin = i * self.block_size
-            tokens = tuple(seq.data.get_slice(begin, begin + self.block_size))
-            block = self.blocks[seq.block_ids[i]]
-            block.token_ids, block.parent = tokens, parent
-            block.digest = parent = chain(parent, tokens)
-            # Another may have computed the same, without asking: the first stays.
-            self._found.setdefault(block.digest, seq.block_ids[i])
-
-    def withdraw(self, seq: Sequence) -> None:
-        """Offer the blocks of `seq` to nobody any more: their numbers are no good."""
-        for block_id in seq.block_ids:
-            self._forget(block_id)
-
-    # ----- swapping
-
-    def can_swap_out(self, seq: Sequence) -> bool:
-        """Whether CPU memory has room for the blocks of `seq`."""
-        return len(seq.block_ids) <= len(self._free_swap)
-
-    def swap_out(self, seq: Sequence) -> Moves:
-        """Move `seq` to CPU memory; returns the copies (block, CPU block) to make.
-
-        Raises:
-            ValueError: if CPU memory has no room; nothing has changed then.
-        """
-        if not self.can_swap_out(seq):
-            raise ValueError(
-                f"{seq.seq_id} has {len(seq.block_ids)} blocks, but only "
-                f"{len(self._free_swap)} are free in CPU memory"
-            )
-        host = [self._free_swap.pop() for _ in seq.block_ids]
-        copies = list(zip(seq.block_ids, host, strict=True))
-        self.release(seq)
-        self._holders[seq.seq_id] = seq
-        self._swapped[seq.seq_id] = host
-        return copies
-
-    def can_swap_in(self, seq: Sequence, num_tokens: int) -> bool:
-        """Whether `seq` could come back and grow to `num_tokens`."""
-        return self.blocks_for(num_tokens) <= self.num_free
-
-    def swap_in(self, seq: Sequence) -> Moves:
-        """Move `seq` back; returns the copies (CPU block, block) to make.
-
-        Raises:
-            ValueError: if the pool has too few blocks; nothing has changed then.
-        """
-        host = self._swapped[seq.seq_id]
-        if len(host) > self.num_free:
-            raise ValueError(
-                f"{seq.seq_id} needs {len(host)} blocks, but only {self.num_free} are "
-                "free"
-            )
-        del self._swapped[seq.seq_id]
-        seq.block_ids = [self._take() for _ in host]
-        self._free_swap += host
-        return list(zip(host, seq.block_ids, strict=True))
-
-    # ----- invariants
+    def stats(self) -> dict[str, float]:
+        """Blocks, how many are held, tokens in them, and the share that was found."""
+        asked = self.tokens_asked
+        return {
+            "blocks": self.num_blocks,
+            "blocks_held": self.num_blocks - len(self.free),
+            "tokens_held": self.tokens_held(),
+            "prefix_hit_rate": self.tokens_found / asked if asked else 0.0,
+        }
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every block is where exactly one list says.
 
-        Free, kept and held blocks make up the pool; the counts are those of the tables;
-        whatever a hit can find is a block that says so itself.
+        Free and held blocks make up the pool, the counts are those of the tables, and
+        the free list's own books are right.
         """
-        held = Counter(i for seq in self._holders.values() for i in seq.block_ids)
-        counts = {i: block.ref_count for i, block in enumerate(self.blocks)}
-        assert {i: n for i, n in counts.items() if n} == held, (
+        held = Counter(i for seq in self.holders.values() for i in seq.block_ids)
+        counts = {i: count for i, count in enumerate(self.refs) if count}
+        assert counts == held, (
             f"reference counts {counts} are not those of the tables {dict(held)}"
         )
-        everywhere = [*self._free, *self._kept, *held]
-        assert sorted(everywhere) == list(range(self.num_blocks)), (
-            f"free {self._free}, kept {list(self._kept)} and held {sorted(held)} "
-            f"blocks are not {self.num_blocks} in all"
-        )
-        for digest, i in self._found.items():
-            assert self.blocks[i].digest == digest, f"a hit would get block {i}: wrong"
-            assert i in held or i in self._kept, f"a hit would get free block {i}"
-        for i in self._kept:
-            assert self._found.get(self.blocks[i].digest) == i, (
-                f"block {i} is kept, but nothing can find it"
-            )
-        for seq in self._holders.values():
+        for seq in self.holders.values():
             assert len(set(seq.block_ids)) == len(seq.block_ids), (
                 f"{seq.seq_id} holds a block twice: {seq.block_ids}"
             )
-        host = [*self._free_swap, *(i for ids in self._swapped.values() for i in ids)]
+        self.free.check_integrity(held.keys())
+        host = [*self.free_swap, *(i for ids in self.swapped.values() for i in ids)]
         assert sorted(host) == list(range(self.num_swap_blocks)), (
             f"CPU blocks {sorted(host)} are not {self.num_swap_blocks} in all"
         )

@@ -4,37 +4,22 @@ The scheduler speaks of sequences and counts, the model of packed tokens and a c
 Between the two stands this module, and it keeps no state but the model and the pool.
 """
 
-from itertools import takewhile
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
+from folovllm_lite.attention import AttentionContext
 from folovllm_lite.paged import PagedContext, PagedKVCache, Segment
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.scheduler import Step, Work
 
-# Tokens of one forward pass on a CPU. What 2,000 tokens of a model of 0.6 billion
-# parameters leave between two layers fits no cache: in four passes they took 0.4 times
-# as long.
-_PASS_TOKENS = 512
 
-
-def decodes(work: Work) -> bool:
-    """Whether this is a sequence's one token that is missing.
-
-    Not every single token is: of a prompt that is cut, the rest of the blocks isn't
-    written yet, and a row of a batch is read to the end of its table.
-    """
-    return work.count == 1 and work.end == work.seq.get_len()
-
-
-def passes(work: list[Work], limit: int) -> list[list[Work]]:
+def passes(work: Iterable[Work], limit: int) -> list[list[Work]]:
     """Cut work, in order, into lists of at most `limit` tokens.
 
     A sequence may be cut too: its second part finds the first in the pool.
     """
-    if sum(each.count for each in work) <= limit:
-        return [work]
     found: list[list[Work]] = [[]]
     room = limit
     for each in work:
@@ -43,10 +28,10 @@ def passes(work: list[Work], limit: int) -> list[list[Work]]:
             if not room:
                 found.append([])
                 room = limit
-            count = min(room, each.end - start)
-            found[-1].append(Work(each.seq, start, count))
-            start += count
-            room -= count
+            end = min(each.end, start + room)
+            found[-1].append(Work(each.seq, start, end))
+            room -= end - start
+            start = end
     return found
 
 
@@ -56,13 +41,22 @@ class Runner:
     Args:
         model: on its device.
         cache: the pool of keys and values, on the same device.
+        context: makes the attention context of a pass, as `PagedContext` does.
+        pass_tokens: tokens of one forward pass on a CPU. What 2,000 tokens of a model
+            of 0.6 billion parameters leave between two layers fits no cache: in four
+            passes they took 0.4 times as long.
     """
 
-    def __init__(self, model: Qwen3, cache: PagedKVCache):
-        self.model = model
-        self.cache = cache
-        self._device = model.lm_head.weight.device
-        self._no_tables = self._tensor([]).view(0, 0)
+    def __init__(
+        self,
+        model: Qwen3,
+        cache: PagedKVCache,
+        context: Callable[..., AttentionContext] = PagedContext,
+        pass_tokens: int = 512,
+    ):
+        self.model, self.cache, self.context = model, cache, context
+        self.device = model.lm_head.weight.device
+        self.pass_tokens = pass_tokens
 
     @torch.inference_mode()
     def run(self, step: Step) -> Tensor:
@@ -71,64 +65,29 @@ class Runner:
         The order of the work stays: whoever shares blocks that are written in this step
         stands behind the one who writes them.
         """
-        cache, size = self.cache, self.cache.block_size
-        cache.move(step.swap_out, step.swap_in, step.copies)
-        # Blocks that begin in this step and are not filled by it.
-        cache.clear(
-            [
-                work.seq.block_ids[-1]
-                for work in step.work
-                if work.end % size and work.start <= work.end // size * size
-            ]
-        )
-        limit = _PASS_TOKENS if self._device.type == "cpu" else step.num_tokens
-        parts = [self._forward(work) for work in passes(step.work, limit)]
+        self.cache.move(step.moves)
+        limit = self.pass_tokens if self.device.type == "cpu" else step.num_tokens
+        parts = []
+        for work in passes(step.work.values(), limit):
+            token_ids, context = self.prepare(work)
+            parts.append(self.model(token_ids, context))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _forward(self, work: list[Work]) -> Tensor:
-        """Hidden states [T, E] of one pass over the model."""
+    def prepare(self, work: list[Work]) -> tuple[Tensor, AttentionContext]:
+        """Token ids [T] and the context of one pass over the model."""
         size = self.cache.block_size
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
+        segments: list[Segment] = []
         for each in work:
-            blocks = each.seq.block_ids
+            first, blocks = len(token_ids), each.seq.block_ids
             token_ids += each.seq.data.get_slice(each.start, each.end)
             for i in range(each.start, each.end):
                 positions.append(i)
                 slots.append(blocks[i // size] * size + i % size)
+            needed = blocks[: -(-each.end // size)]
+            segments.append(Segment(first, len(token_ids), each.end, needed))
         # One tensor and not three: on a GPU it is one copy to wait for.
-        rows = self._tensor([token_ids, positions, slots]).unbind()
-        return self.model(rows[0], self._context(work, *rows[1:]))
-
-    def _tensor(self, values: list) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
-
-    def _context(
-        self, work: list[Work], positions: Tensor, slots: Tensor
-    ) -> PagedContext:
-        singles = list(takewhile(decodes, work))
-        if len(singles) == 1:  # a batch of one gains nothing
-            singles = []
-        segments, first = [], len(singles)
-        for each in work[first:]:
-            last = first + each.count
-            segments.append(Segment(first, last, each.end, each.seq.block_ids))
-            first = last
-        return PagedContext(
-            self.cache,
-            positions,
-            slots,
-            self._tables(singles),
-            segments,
-        )
-
-    def _tables(self, work: list[Work]) -> Tensor:
-        """The block tables [N, B] of some rows, each filled up with its last block."""
-        if not work:
-            return self._no_tables
-        tables = [each.seq.block_ids for each in work]
-        longest = max(map(len, tables))
-        return self._tensor(
-            [blocks + blocks[-1:] * (longest - len(blocks)) for blocks in tables]
-        )
+        rows = torch.tensor([token_ids, positions, slots], device=self.device).unbind()
+        return rows[0], self.context(self.cache, rows[1], rows[2], segments)

@@ -1,54 +1,118 @@
 """Who computes how many tokens in the next step.
 
 Everything is a count of tokens. A sequence needs `len(tokens) - num_computed` of them;
-a decoding one needs 1, a new prompt all of its own, a chunk is what the budget leaves,
-a prefix hit a larger first `num_computed`, and preemption by recompute a reset to 0. So
-there is one path for all of them, and no notion of phases. This module knows neither
-tensors nor text.
+a decoding one needs 1, a new prompt all of its own, a prefix hit is a larger first
+`num_computed`, and preemption by recompute a reset to 0. So there is one path for all
+of them, and no notion of phases. Where keys and values live is a `Memory`'s business:
+this module knows neither blocks nor tensors nor text.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from folovllm_lite.block_manager import BlockManager, Moves
 from folovllm_lite.config import SchedulerConfig
 from folovllm_lite.request import Sequence, SequenceStatus
+
+Move = tuple[str, int, int]  # ("out" to CPU memory | "in" from it | "copy", from, to)
+
+
+class Memory(Protocol):
+    """What the scheduler asks of whoever keeps keys and values: each verb in full, or
+    nothing of it.
+    """
+
+    capacity: int  # tokens that a sequence can have if it is alone
+    moves: list[Move]  # that its answers imply, in the order in which to make them
+
+    def found(self, seq: Sequence) -> int:
+        """How many tokens of a waiting sequence are there already."""
+        ...
+
+    def place(self, seq: Sequence, end: int) -> bool:
+        """Let it begin, or come back, with room for its first `end` tokens."""
+        ...
+
+    def grow(self, seq: Sequence, end: int) -> bool:
+        """Give a running one room for its first `end` tokens."""
+        ...
+
+    def release(self, seq: Sequence) -> None:
+        """Take everything back; one that holds nothing is fine."""
+        ...
+
+    def swap_out(self, seq: Sequence) -> bool:
+        """Move it to CPU memory."""
+        ...
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Let `child` begin with what `parent` has."""
+        ...
+
+    def offer(self, seq: Sequence, end: int) -> None:
+        """Its first `end` tokens may be found by others from now on."""
+        ...
+
+    def withdraw(self, seq: Sequence) -> None:
+        """And now no more: what was planned was never computed."""
+        ...
+
+    def clear(self) -> None:
+        """Forget everybody."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """What there is, and how much of it is in use."""
+        ...
 
 
 @dataclass(slots=True)
 class Work:
-    """The part of one sequence in a step: tokens [start, start + count)."""
+    """The part of one sequence in a step: tokens [start, end)."""
 
     seq: Sequence
     start: int
-    count: int
-    copies: Moves = field(default_factory=list)
+    end: int
 
     @property
-    def end(self) -> int:
-        """The first token after it."""
-        return self.start + self.count
+    def count(self) -> int:
+        """How many tokens that are."""
+        return self.end - self.start
 
 
 @dataclass(slots=True)
 class Step:
-    """One step: swap out, swap in, copy, compute `work`, in this order."""
+    """One step: make `moves` in their order, then compute `work`."""
 
-    work: list[Work] = field(default_factory=list)
-    swap_out: Moves = field(default_factory=list)  # (block, CPU block)
-    swap_in: Moves = field(default_factory=list)  # (CPU block, block)
-    swapped: list[Sequence] = field(default_factory=list)  # those that go out
-    preempted: int = 0
-
-    @property
-    def copies(self) -> Moves:
-        """Copy-on-write, (from block, to block)."""
-        return [move for work in self.work for move in work.copies]
+    work: dict[str, Work] = field(default_factory=dict)  # by seq_id
+    moves: list[Move] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the step."""
-        return sum(work.count for work in self.work)
+        return sum(work.count for work in self.work.values())
+
+
+def whole(missing: int, budget: int) -> int:
+    """How many of the missing tokens a step takes: all, or none of them yet."""
+    return missing if missing <= budget else 0
+
+
+def chunk(missing: int, budget: int) -> int:
+    """The same with chunked prefill: as many as the budget leaves."""
+    return min(missing, budget)
+
+
+def as_they_came(running: list[Sequence]) -> list[Sequence]:
+    """Whose turn it is: everybody's, in order."""
+    return list(running)
+
+
+def decodes_first(running: list[Sequence]) -> list[Sequence]:
+    """The same with chunked prefill: a chunk keeps nobody waiting who decodes."""
+    return sorted(running, key=lambda seq: seq.num_missing > 1)  # stable: order stays
 
 
 class Scheduler:
@@ -56,19 +120,24 @@ class Scheduler:
 
     Args:
         config: with `max_num_batched_tokens` set.
-        blocks: of the KV cache.
-        swap: preempt by swapping to CPU memory while there is room, not by recompute.
+        memory: for keys and values.
+        share: how many of a sequence's missing tokens a step takes.
+        turns: the order in which running sequences take them.
 
-    A sequence stands in `waiting` or in `running`; both are kept in the order of
-    (priority, arrival, index), so what was preempted is back at its old place.
+    A sequence stands in `waiting` or in `running`. Both are kept in the order of
+    (priority, arrival, index), which no two share, so what was preempted is back at its
+    old place.
     """
 
     def __init__(
-        self, config: SchedulerConfig, blocks: BlockManager, swap: bool = False
+        self,
+        config: SchedulerConfig,
+        memory: Memory,
+        share: Callable[[int, int], int] = whole,
+        turns: Callable[[list[Sequence]], list[Sequence]] = as_they_came,
     ):
-        self.config = config
-        self.blocks = blocks
-        self.swap = swap
+        self.config, self.memory = config, memory
+        self.share, self.turns = share, turns
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
 
@@ -77,113 +146,89 @@ class Scheduler:
         insort(self.waiting, seq, key=_order)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Let `child` run beside its parent, on the same blocks."""
-        self.blocks.fork(parent, child)
+        """Let `child` run beside its parent, from the same past."""
+        self.memory.fork(parent, child)
         insort(self.running, child, key=_order)
 
     def remove(self, seq: Sequence) -> None:
-        """Forget a sequence that is finished or aborted, and free its blocks."""
+        """Forget a sequence that is finished or aborted, and free its memory."""
         for queue in (self.running, self.waiting):
-            if seq in queue:
-                queue.remove(seq)
-        self.blocks.release(seq)
+            at = bisect_left(queue, seq.order, key=_order)
+            if at < len(queue) and queue[at] is seq:
+                del queue[at]
+        self.memory.release(seq)
+
+    def clear(self) -> None:
+        """Forget everybody."""
+        self.waiting.clear()
+        self.running.clear()
+        self.memory.clear()
 
     def schedule(self) -> Step:
-        """Choose the work of the next step and give it its blocks."""
+        """Choose the work of the next step and give it its memory."""
         step = Step()
-        chosen: dict[str, Work] = {}
-        budget = self._continue(step, chosen)
-        for work in chosen.values():  # nothing loses its place any more
-            self.blocks.commit(work.seq, work.start, work.end)
-        if not step.preempted:  # what has just lost its blocks must not take them back
-            self._admit(step, chosen, budget)
-        step.work = list(chosen.values())
+        budget = self._continue(step)
+        for work in step.work.values():  # nothing loses its place any more
+            self.memory.offer(work.seq, work.end)
+        if not step.preempted:  # what has just lost its memory must not take it back
+            self._admit(step, budget)
+        step.moves, self.memory.moves = self.memory.moves, []
         return step
 
-    def _continue(self, step: Step, chosen: dict[str, Work]) -> int:
-        """Go on with what runs, decodes first; returns the tokens left."""
+    def _continue(self, step: Step) -> int:
+        """Go on with what runs; returns the tokens left."""
         budget = self.config.max_num_batched_tokens
-        missing = [(seq.num_missing, seq) for seq in self.running]
-        # A stable sort: within decodes, and within prefills, the order stays.
-        for needed, seq in sorted(missing, key=lambda pair: pair[0] > 1):
-            count = self._count(needed, budget)
-            if not count or seq.status is not SequenceStatus.RUNNING:
-                continue
+        for seq in self.turns(self.running):
+            count = self.share(seq.num_missing, budget)
             end = seq.num_computed + count
-            while not self.blocks.can_grow(seq, end):
-                victim = self.running[-1]
-                budget += self._preempt(victim, step, chosen)
-                if victim is seq:
+            # It may have been preempted meanwhile, for one before it or for itself.
+            while count and seq.status is SequenceStatus.RUNNING:
+                if self.memory.grow(seq, end):
+                    step.work[seq.seq_id] = Work(seq, seq.num_computed, end)
+                    budget -= count
                     break
-            else:
-                copies = self.blocks.grow(seq, end)
-                chosen[seq.seq_id] = Work(seq, seq.num_computed, count, copies)
-                budget -= count
+                budget += self._preempt(step)
         return budget
 
-    def _admit(self, step: Step, chosen: dict[str, Work], budget: int) -> None:
+    def _admit(self, step: Step, budget: int) -> None:
         """Begin with what waits, in order, until something doesn't fit."""
         room = self.config.max_num_seqs - sum(seq.width for seq in self.running)
         while self.waiting and self.waiting[0].width <= room:
             seq = self.waiting[0]
-            swapped = seq.status is SequenceStatus.SWAPPED
-            hits = [] if swapped or seq.scores_prompt else self.blocks.match(seq)
-            start = seq.num_computed or len(hits) * self.blocks.block_size
-            count = self._count(seq.get_len() - start, budget)
-            if not count:
+            start = self.memory.found(seq)
+            count = self.share(seq.get_len() - start, budget)
+            if not count or not self.memory.place(seq, start + count):
                 return
-            if swapped:
-                if not self.blocks.can_swap_in(seq, start + count):
-                    return
-                step.swap_in += self.blocks.swap_in(seq)
-            else:
-                if not self.blocks.can_grow(seq, start + count, hits):
-                    return
-                self.blocks.adopt(seq, hits)
-            copies = self.blocks.grow(seq, start + count)
-            work = chosen[seq.seq_id] = Work(seq, start, count, copies)
-            # Who is next may begin alike, and finds these blocks already. After a swap
-            # all of them are new ones: they are offered from the beginning.
-            self.blocks.commit(seq, 0 if swapped else start, work.end)
-            budget -= count
-            room -= seq.width
+            step.work[seq.seq_id] = Work(seq, start, start + count)
+            self.memory.offer(seq, start + count)  # who is next may begin alike
+            budget, room = budget - count, room - seq.width
             self.waiting.pop(0)
             seq.move_to(SequenceStatus.RUNNING)
             insort(self.running, seq, key=_order)
 
-    def _count(self, missing: int, budget: int) -> int:
-        """How many of the missing tokens this step takes; 0 if it has to wait."""
-        if missing > budget and not self.config.enable_chunked_prefill:
-            return 0
-        return min(missing, budget)
-
-    def _preempt(self, seq: Sequence, step: Step, chosen: dict[str, Work]) -> int:
-        """Take the blocks of `seq`; returns the tokens it had in this step."""
-        undone = chosen.pop(seq.seq_id, None)
-        self.running.remove(seq)
-        step.preempted += 1
-        # Blocks that are only now coming back, or were copied only now, hold nothing
-        # yet.
-        if self.swap and not undone and self.blocks.can_swap_out(seq):
-            step.swap_out += self.blocks.swap_out(seq)
-            step.swapped.append(seq)
-            seq.move_to(SequenceStatus.SWAPPED)
-        else:
-            self.blocks.release(seq)
+    def _preempt(self, step: Step) -> int:
+        """Take the memory of the last in order; returns its tokens of this step."""
+        seq = self.running.pop()
+        undone = step.work.pop(seq.seq_id, None)
+        step.preempted.append(seq)
+        # What was copied for work that is now undone holds nothing worth saving yet.
+        saved = not undone and self.memory.swap_out(seq)
+        if not saved:
+            self.memory.release(seq)
             seq.num_computed = 0
-            seq.move_to(SequenceStatus.WAITING)
+        seq.move_to(SequenceStatus.SWAPPED if saved else SequenceStatus.WAITING)
         insort(self.waiting, seq, key=_order)
         return undone.count if undone else 0
 
     def advance(self, step: Step) -> None:
         """Count the step's tokens as computed: called when they are, not before."""
-        for work in step.work:
+        for work in step.work.values():
             work.seq.num_computed = work.end
 
-    def undo(self, step: Step) -> None:
-        """Offer nothing of a step that failed: its blocks were never written."""
-        for work in step.work:
-            self.blocks.withdraw(work.seq)
+    def withdraw(self, seqs: Iterable[Sequence]) -> None:
+        """Let nobody find what these hold: its numbers are no good."""
+        for seq in seqs:
+            self.memory.withdraw(seq)
 
 
 def _order(seq: Sequence) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from folovllm_lite.attention import PlainContext
-from folovllm_lite.engine import LLM
+from folovllm_lite.llm import LLM
 from folovllm_lite.model_loader import EMBEDDED_MODEL
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.sampling_params import SamplingParams

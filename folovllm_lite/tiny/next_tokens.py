@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from folovllm_lite.attention import PlainContext
-from folovllm_lite.engine import LLM
+from folovllm_lite.llm import LLM
 from folovllm_lite.widgets import NEXT_TOKENS
 
 COMMAND = "python -m folovllm_lite.tiny.next_tokens"

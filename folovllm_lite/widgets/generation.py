@@ -47,7 +47,7 @@ class GenerationExplorer:
         if (model is None) != (tokenizer is None):
             raise ValueError("model and tokenizer belong together: give both or none")
         if model is None:
-            from folovllm_lite.engine import LLM
+            from folovllm_lite.llm import LLM
 
             llm = LLM(device="cpu")
             model, tokenizer = llm.model, llm.get_tokenizer()

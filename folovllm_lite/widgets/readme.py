@@ -32,7 +32,7 @@ def readme_pictures() -> dict[str, viz.Picture]:
 
 def _readme_tree() -> GenerationTree:
     """A story with two branches left behind; all tokens are given, none is drawn."""
-    from folovllm_lite.engine import LLM
+    from folovllm_lite.llm import LLM
 
     llm = LLM(device="cpu")
     tokenizer = llm.get_tokenizer()

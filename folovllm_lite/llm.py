@@ -1,0 +1,470 @@
+"""vLLM's `LLM`: options to parts, and an engine that is driven until all is said.
+
+`make_engine` builds what an engine consists of, so that the parts fit each other. `LLM`
+generates, chats and streams with it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tqdm.auto import tqdm
+
+from folovllm_lite.block_manager import BlockManager
+from folovllm_lite.config import (
+    CacheConfig,
+    EngineConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
+from folovllm_lite.engine import LLMEngine, Prompt
+from folovllm_lite.gather import GatherContext
+from folovllm_lite.generation import RequestState
+from folovllm_lite.model_loader import (
+    EMBEDDED_MODEL,
+    ModelLoader,
+    eos_token_ids,
+    resolve_checkpoint,
+)
+from folovllm_lite.outputs import RequestOutput
+from folovllm_lite.paged import PagedKVCache
+from folovllm_lite.prefix_cache import PrefixCache
+from folovllm_lite.qwen3 import Qwen3
+from folovllm_lite.request import Request
+from folovllm_lite.runner import Runner
+from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.scheduler import (
+    Scheduler,
+    as_they_came,
+    chunk,
+    decodes_first,
+    whole,
+)
+from folovllm_lite.utils import generate_request_id, get_device
+
+_GIB = 1024**3
+# Tokens of a step unless told otherwise: enough to keep the machine's arithmetic busy.
+_STEP_TOKENS = 2048
+
+
+def make_engine(
+    config: EngineConfig, device: str | torch.device | None = None
+) -> LLMEngine:
+    """Load a model, and build an engine whose parts fit each other and it.
+
+    Args:
+        config: what was asked for; None in it is decided here.
+        device: "cpu", "cuda" or None, which picks CUDA when there is one.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: as the loader raises, and for what the
+            model or the machine can't do.
+    """
+    device, asked = get_device(device), config.model_config
+    path = resolve_checkpoint(asked.model)
+    model = Qwen3.from_pretrained(path, asked.torch_dtype, device)
+    tokenizer = ModelLoader(asked).load_tokenizer()
+    longest = _longest(model, asked.max_model_len)
+    config = EngineConfig(
+        replace(asked, max_model_len=longest),
+        config.cache_config,
+        _with_budget(config.scheduler_config, longest),
+    )
+    scheduler, runner = _parts(model, config, device)
+    return LLMEngine(
+        model,
+        tokenizer,
+        scheduler,
+        runner,
+        eos_token_ids=_checked_eos(path, tokenizer, model),
+        max_model_len=longest,
+        seed=asked.seed,
+    )
+
+
+def _checked_eos(path: Path, tokenizer: Any, model: Qwen3) -> tuple[int, ...]:
+    """The tokens that end a text; all of them are the model's."""
+    ids, vocabulary = eos_token_ids(path, tokenizer), model.config.vocab_size
+    if any(not 0 <= i < vocabulary for i in ids):
+        raise ValueError(
+            f"eos_token_ids {ids} of {path} go beyond the vocabulary of {vocabulary} "
+            "tokens"
+        )
+    return ids
+
+
+def _longest(model: Qwen3, wanted: int | None) -> int:
+    """Longest sequence: what the user wants, which the model has to support."""
+    limit = model.config.max_position_embeddings
+    if wanted is not None and wanted > limit:
+        raise ValueError(
+            f"max_model_len is {wanted}, but the model was built for {limit} positions"
+        )
+    return wanted or limit
+
+
+def _with_budget(config: SchedulerConfig, longest: int) -> SchedulerConfig:
+    """The same with `max_num_batched_tokens` set, so that every prompt can begin."""
+    budget = config.max_num_batched_tokens
+    if budget is None:
+        budget = _STEP_TOKENS
+        if not config.enable_chunked_prefill:
+            budget = max(budget, longest)
+    elif budget < longest and not config.enable_chunked_prefill:
+        raise ValueError(
+            f"max_num_batched_tokens is {budget}, but a prompt may have up to "
+            f"max_model_len {longest} tokens: allow more, or cut prompts into pieces "
+            "with enable_chunked_prefill"
+        )
+    return replace(config, max_num_batched_tokens=budget)
+
+
+def _parts(
+    model: Qwen3, config: EngineConfig, device: torch.device
+) -> tuple[Scheduler, Runner]:
+    """Scheduler and runner over one pool, and the features that were asked for."""
+    cache, plan = config.cache_config, config.scheduler_config
+    dtype, size = model.lm_head.weight.dtype, cache.block_size
+    block_bytes = PagedKVCache.block_bytes(model.config, size, dtype)
+    num_swap_blocks = _num_swap_blocks(config, block_bytes, device)
+    num_blocks = cache.num_gpu_blocks_override
+    if num_blocks is None:
+        longest = -(-plan.max_model_len // size) * block_bytes
+        num_blocks = _pool_bytes(cache, longest, device) // block_bytes
+        if num_blocks < 1:
+            raise ValueError(
+                f"there is no memory for a KV cache: one block of {size} tokens takes "
+                f"{block_bytes} bytes"
+            )
+    free = PrefixCache(num_blocks, size) if cache.enable_prefix_caching else None
+    memory = BlockManager(num_blocks, size, free, num_swap_blocks)
+    pool = PagedKVCache(model.config, num_blocks, size, dtype, device, num_swap_blocks)
+    chunked = plan.enable_chunked_prefill
+    scheduler = Scheduler(
+        plan,
+        memory,
+        share=chunk if chunked else whole,
+        turns=decodes_first if chunked else as_they_came,
+    )
+    return scheduler, Runner(model, pool, GatherContext)
+
+
+def _num_swap_blocks(
+    config: EngineConfig, block_bytes: int, device: torch.device
+) -> int:
+    """Blocks of CPU memory, if sequences are swapped out at all."""
+    mode, space = config.scheduler_config.preemption_mode, config.cache_config
+    swap = device.type == "cuda" if mode is None else mode == "swap"
+    count = int(space.swap_space * _GIB) // block_bytes if swap else 0
+    if mode == "swap" and not count:
+        raise ValueError(
+            f"preemption_mode is 'swap', but swap_space {space.swap_space} GiB hold no "
+            f"block of {block_bytes} bytes"
+        )
+    return count
+
+
+def _pool_bytes(config: CacheConfig, longest: int, device: torch.device) -> int:
+    """Bytes for the pool.
+
+    On a GPU what `gpu_memory_utilization` leaves beside the weights. On a CPU 1 GiB, or
+    `longest`, one sequence of the full length, if that is more, but at most half of
+    what is free: a CPU's memory is shared with everything else.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        room = int(total * config.gpu_memory_utilization) - (total - free)
+        if room <= 0:
+            raise ValueError(
+                f"gpu_memory_utilization {config.gpu_memory_utilization} of "
+                f"{total / _GIB:.1f} GiB leaves nothing for the KV cache: "
+                f"{(total - free) / _GIB:.1f} GiB are in use"
+            )
+        return room
+    return min(max(_GIB, longest), psutil.virtual_memory().available // 2)
+
+
+class LLM:
+    """Offline inference: load a model once, then generate, chat or stream.
+
+    Several threads may use one LLM: their requests are served together, and a step is
+    one thread's.
+
+    Args:
+        model: directory of a checkpoint or a Hub name; None is the embedded model.
+        tokenizer, tokenizer_mode, trust_remote_code, dtype, max_model_len, seed: see
+            `ModelConfig`. A checkpoint's model code is never run, the model is our own;
+            `trust_remote_code=True` lets its tokenizer's code run.
+        quantization: not before M7.
+        device: "cpu", "cuda" or None, which picks CUDA when there is one.
+        block_size, gpu_memory_utilization, swap_space, enable_prefix_caching,
+            num_gpu_blocks_override: see `CacheConfig`.
+        max_num_batched_tokens, max_num_seqs, enable_chunked_prefill, preemption_mode:
+            see `SchedulerConfig`.
+
+    Raises:
+        NotImplementedError: an option whose milestone has not landed, by its name.
+        TypeError, ValueError, FileNotFoundError: as the configs and the loader raise.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        tokenizer: str | None = None,
+        tokenizer_mode: str = "auto",
+        trust_remote_code: bool = False,
+        dtype: str | torch.dtype = "auto",
+        max_model_len: int | None = None,
+        seed: int = 0,
+        quantization: str | None = None,
+        device: str | torch.device | None = None,
+        block_size: int = CacheConfig.block_size,
+        gpu_memory_utilization: float = CacheConfig.gpu_memory_utilization,
+        swap_space: float = CacheConfig.swap_space,
+        enable_prefix_caching: bool = CacheConfig.enable_prefix_caching,
+        num_gpu_blocks_override: int | None = CacheConfig.num_gpu_blocks_override,
+        max_num_batched_tokens: int | None = SchedulerConfig.max_num_batched_tokens,
+        max_num_seqs: int = SchedulerConfig.max_num_seqs,
+        enable_chunked_prefill: bool = SchedulerConfig.enable_chunked_prefill,
+        preemption_mode: str | None = SchedulerConfig.preemption_mode,
+    ):
+        if quantization is not None:
+            raise NotImplementedError(
+                f"quantization={quantization!r} comes with M7 (GPTQ)"
+            )
+        self.model_config = ModelConfig(
+            str(EMBEDDED_MODEL if model is None else model),
+            tokenizer,
+            tokenizer_mode,
+            trust_remote_code,
+            dtype,
+            max_model_len,
+            seed,
+        )
+        cache_config = CacheConfig(
+            block_size,
+            gpu_memory_utilization,
+            swap_space,
+            enable_prefix_caching,
+            num_gpu_blocks_override,
+        )
+        scheduler_config = SchedulerConfig(
+            max_num_batched_tokens,
+            max_num_seqs,
+            enable_chunked_prefill=enable_chunked_prefill,
+            preemption_mode=preemption_mode,
+        )
+        config = EngineConfig(self.model_config, cache_config, scheduler_config)
+        self.llm_engine = make_engine(config, device)
+        # Whom to tell when a step has changed a request, by request_id.
+        self._watchers: dict[str, Callable[[RequestState], None]] = {}
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled: gigabytes of weights would go where nobody expects."""
+        raise TypeError("an LLM can't be pickled or copied: make one in each process")
+
+    @property
+    def model(self) -> Qwen3:
+        """The transformer."""
+        return self.llm_engine.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.llm_engine.device
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and output together."""
+        return self.llm_engine.max_model_len
+
+    def get_tokenizer(self) -> Any:
+        """The tokenizer, of `transformers`."""
+        return self.llm_engine.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | list[Prompt],
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete prompts; the outputs come in the order of the prompts.
+
+        Args:
+            prompts: one or a list of: a string, {"prompt": string},
+                {"prompt_token_ids": ids}.
+            sampling_params: one for all, or one for each; None is `SamplingParams()`.
+            use_tqdm: show a progress bar if there are several prompts.
+
+        Raises:
+            TypeError, ValueError: before anything is generated, for the first prompt
+                that can't be served.
+        """
+        return self._run(self._requests(_as_list(prompts), sampling_params), use_tqdm)
+
+    def chat(
+        self,
+        messages: list[dict[str, str]] | list[list[dict[str, str]]],
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer conversations, each a list of {"role": ..., "content": ...}.
+
+        Args and errors are those of `generate`; one conversation counts as a list of
+        one.
+        """
+        several = (
+            isinstance(messages, list) and messages and isinstance(messages[0], list)
+        )
+        conversations = messages if several else [messages]
+        prompts = [
+            self.llm_engine.processor.chat(conversation)
+            for conversation in conversations
+        ]
+        return self._run(self._requests(prompts, sampling_params), use_tqdm)
+
+    def stream(
+        self,
+        prompt: Prompt | list[dict[str, str]],
+        params: SamplingParams | None = None,
+    ) -> Iterator[RequestOutput]:
+        """Generate one prompt, or the answer to one conversation, token by token.
+
+        Returns an iterator of growing outputs, one for each token. Errors come from
+        this call, before the first of them. The iterator may be dropped at any time.
+
+        Raises:
+            ValueError: also for best_of > n: which completions are the best is known
+                only at the end, and what was shown can't be taken back.
+        """
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
+            prompt = self.llm_engine.processor.chat(prompt)
+        (request,) = self._requests([prompt], params)
+        asked = request.sampling_params
+        if asked.best_of > asked.n:
+            raise ValueError(f"can't stream best_of ({asked.best_of}) > n ({asked.n})")
+        return self._stream(request)
+
+    def _stream(self, request: Request) -> Iterator[RequestOutput]:
+        """The outputs of a request, one for each step that changed it.
+
+        While nobody asks, another stream or `generate` may drive the engine, and this
+        request goes on with it: the next output has all that was said meanwhile.
+        """
+        unread: RequestState | None = None
+
+        def watch(state: RequestState) -> None:
+            nonlocal unread
+            unread = state
+
+        (state,) = self._enqueue([request], watch)
+        finished = False
+        try:
+            while not finished:
+                with self._lock:
+                    if unread is None and not state.finished:
+                        self._compute()
+                    if unread is None and not state.finished:
+                        continue
+                    unread, output = None, state.output()
+                finished = output.finished
+                yield output
+        finally:  # also when the iterator is dropped, or Ctrl-C comes
+            self._forget([state])
+
+    def _enqueue(
+        self, requests: list[Request], watch: Callable[[RequestState], None]
+    ) -> list[RequestState]:
+        """Queue requests, and let `watch` know when a step has changed one."""
+        with self._lock:
+            for request in requests:
+                self._watchers[request.request_id] = watch
+            return [self.llm_engine.enqueue(request) for request in requests]
+
+    def _compute(self) -> bool:
+        """One step, of everybody's requests; whether it changed any."""
+        changed = self.llm_engine.compute()
+        for state in changed:
+            if state.request.request_id in self._watchers:
+                self._watchers[state.request.request_id](state)
+        return bool(changed)
+
+    def _forget(self, states: list[RequestState]) -> None:
+        """Whatever ends early leaves an empty engine behind."""
+        ids = [state.request.request_id for state in states]
+        self.llm_engine.abort_request(ids)
+        for request_id in ids:
+            self._watchers.pop(request_id, None)
+
+    def _requests(
+        self,
+        prompts: list[Prompt],
+        sampling_params: SamplingParams | list[SamplingParams] | None,
+    ) -> list[Request]:
+        """Check all first: a bad last prompt must not cost the work on the others."""
+        if isinstance(sampling_params, list | tuple):
+            if len(sampling_params) != len(prompts):
+                raise ValueError(
+                    f"there are {len(prompts)} prompts, but {len(sampling_params)} "
+                    "sampling_params"
+                )
+            params = list(sampling_params)
+        else:
+            shared = SamplingParams() if sampling_params is None else sampling_params
+            params = [shared] * len(prompts)
+        return [
+            self.llm_engine.check(generate_request_id(), prompt, each)
+            for prompt, each in zip(prompts, params, strict=True)
+        ]
+
+    def _run(self, requests: list[Request], use_tqdm: bool) -> list[RequestOutput]:
+        """Serve requests to the end, all at once; outputs in their order."""
+        ended: list[RequestState] = []
+
+        def watch(state: RequestState) -> None:
+            if state.finished:
+                ended.append(state)
+
+        states = self._enqueue(requests, watch)
+        left = {state.request.request_id: state for state in states}
+        tokens, began = 0, time.perf_counter()
+        # Left out unless it is True: any value given here would overrule TQDM_DISABLE.
+        quiet = {} if use_tqdm and len(requests) > 1 else {"disable": True}
+        try:
+            with tqdm(total=len(requests), desc="prompts", **quiet) as bar:
+                while left:
+                    with self._lock:  # another thread's step may have ended some
+                        if not ended and not self._compute():
+                            # Nothing changed: some were perhaps aborted from elsewhere.
+                            ended += [each for each in left.values() if each.finished]
+                        ready, ended[:] = list(ended), []
+                    for state in ready:
+                        del left[state.request.request_id]
+                        tokens += _count_tokens(state)
+                        speed = tokens / (time.perf_counter() - began)
+                        bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
+                        bar.update()
+        finally:
+            self._forget(states)
+        return [state.output() for state in states]
+
+
+def _count_tokens(state: RequestState) -> int:
+    """Tokens generated for a request."""
+    return sum(len(builder.token_ids) for builder in state.builders)
+
+
+def _as_list(prompts: Prompt | list[Prompt]) -> list[Prompt]:
+    """A lone prompt counts as a list of one; a list of ints is one prompt of ids."""
+    if isinstance(prompts, list | tuple):
+        if prompts and all(type(item) is int for item in prompts):
+            return [list(prompts)]
+        return list(prompts)
+    return [prompts]
