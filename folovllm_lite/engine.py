@@ -198,11 +198,17 @@ class LLMEngine:
                 self.scheduler.remove(seq)
             del self._states[request_id]
 
-    def _fail(self, request_id: str, error: BaseException) -> None:
-        """Drop a request for an error of its own, and say so."""
+    def _give_up(
+        self, state: RequestState, error: BaseException
+    ) -> dict[str, RequestState]:
+        """Drop a request for an error, and say so; nobody may hit its blocks."""
+        request_id = state.request.request_id
         reason = str(error) or type(error).__name__
         _LOG.warning("request %s was aborted: %s", request_id, reason)
+        for seq in state.sequences:
+            self.scheduler.memory.withdraw(seq)
         self._drop(request_id, reason)
+        return {request_id: state}
 
     # ----- steps
 
@@ -249,12 +255,11 @@ class LLMEngine:
     def _lose(self, step: Step, error: BaseException) -> list[RequestState]:
         """Drop the requests of a step that failed in the model."""
         seqs = [work.seq for work in step.work.values()]
-        self.scheduler.withdraw(seqs)
         # What was to be moved to CPU memory may not have arrived there.
         seqs += [seq for seq in step.preempted if seq.status is SequenceStatus.SWAPPED]
         lost = {seq.request_id: self._states[seq.request_id] for seq in seqs}
-        for request_id in lost:
-            self._fail(request_id, error)
+        for state in lost.values():
+            self._give_up(state, error)
         return list(lost.values())
 
     def clear(self, reason: str) -> None:
@@ -296,13 +301,21 @@ class LLMEngine:
     ) -> dict[str, RequestState]:
         """Sample logits [N, V] and hand row i to the i-th (request, completion).
 
-        A row that can't be sampled ends its own request, and no other.
+        A row that can't be sampled ends its own request, and no other: if there is an
+        error, it is found by sampling one row at a time.
         """
         try:
             rows = [state.rows[index] for state, index in targets]
             chosen = sample(logits, rows, self._generator)
         except Exception as error:
-            return self._take_alone(logits, targets, error)
+            if len(targets) == 1:
+                return self._give_up(targets[0][0], error)
+            alone = [
+                self._take(logits[row : row + 1], [target])
+                for row, target in enumerate(targets)
+                if not target[0].finished  # by another of its completions
+            ]
+            return {name: state for part in alone for name, state in part.items()}
         token_ids, logprobs = chosen.token_ids.tolist(), chosen.logprobs.tolist()
         changed: dict[str, RequestState] = {}
         for row, (state, index) in enumerate(targets):
@@ -312,24 +325,6 @@ class LLMEngine:
                 self.scheduler.remove(state.sequences[index])
                 if state.finished:
                     del self._states[state.request.request_id]
-        return changed
-
-    def _take_alone(
-        self,
-        logits: Tensor,
-        targets: list[tuple[RequestState, int]],
-        error: Exception,
-    ) -> dict[str, RequestState]:
-        """Find the rows that the error is about, by sampling one at a time."""
-        if len(targets) == 1:
-            ((state, _),) = targets
-            self.scheduler.withdraw(state.sequences)  # nobody may hit such blocks
-            self._fail(state.request.request_id, error)
-            return {state.request.request_id: state}
-        changed: dict[str, RequestState] = {}
-        for row, target in enumerate(targets):
-            if not target[0].finished:  # by another of its completions
-                changed |= self._take(logits[row : row + 1], [target])
         return changed
 
     def _fork(self, state: RequestState) -> None:

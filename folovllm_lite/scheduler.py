@@ -8,7 +8,7 @@ this module knows neither blocks nor tensors nor text.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -224,11 +224,6 @@ class Scheduler:
         """Count the step's tokens as computed: called when they are, not before."""
         for work in step.work.values():
             work.seq.num_computed = work.end
-
-    def withdraw(self, seqs: Iterable[Sequence]) -> None:
-        """Let nobody find what these hold: its numbers are no good."""
-        for seq in seqs:
-            self.memory.withdraw(seq)
 
 
 def _order(seq: Sequence) -> tuple[int, int, int]:

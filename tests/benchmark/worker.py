@@ -262,11 +262,11 @@ class Ours(VLLM):
         steps, held, began = 0, [], time.perf_counter()
         paused = 0.0
         while steps < 110:
-            engine.advance()  # as `LLM.generate` does: outputs are made at the end
+            engine.compute()  # as `LLM.generate` does: outputs are made at the end
             steps += 1
             looked = time.perf_counter()
             stats = engine.stats()
-            slots = stats["blocks_held"] * engine.blocks.block_size
+            slots = stats["blocks_held"] * engine.scheduler.memory.block_size
             held.append(1 - stats["tokens_held"] / slots)
             paused += time.perf_counter() - looked
         total = time.perf_counter() - began - paused

@@ -15,9 +15,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from folovllm_lite import SamplingParams, engine, generation, sampler
+from folovllm_lite import LLM, LLMEngine, SamplingParams, engine, generation, sampler
 from folovllm_lite.attention import PlainContext
-from folovllm_lite.engine import LLMEngine
 from folovllm_lite.generation import Generation, generate
 from folovllm_lite.kv_cache import ContiguousKVCache
 from folovllm_lite.model_loader import EMBEDDED_MODEL
@@ -52,7 +51,7 @@ TOLERANCES = {
 @functools.cache
 def reference() -> LLMEngine:
     """The embedded model in float32 on the CPU, with its tokenizer."""
-    return LLMEngine(device="cpu")
+    return LLM(device="cpu").llm_engine
 
 
 @functools.cache
@@ -137,9 +136,9 @@ def forced_generation(
 
 def engine_on(device: str, dtype: torch.dtype, **options) -> LLMEngine:
     """A small engine whose memory holds nothing but NaN."""
-    made = LLMEngine(
+    made = LLM(
         device=device, dtype=dtype, block_size=4, max_model_len=64, **options
-    )
+    ).llm_engine
     made.runner.cache.pool.fill_(math.nan)
     made.runner.cache.swap.fill_(math.nan)
     return made
@@ -154,7 +153,7 @@ def drain(made: LLMEngine) -> dict:
         for output in made.step():
             if output.finished:
                 done[output.request_id] = output
-        made.blocks.check_integrity()
+        made.scheduler.memory.check_integrity()
     assert not made.has_unfinished_requests()
     return done
 
@@ -220,10 +219,10 @@ def swapped(device: str) -> None:
     moved = {"out": 0, "in": 0}
     move = made.runner.cache.move
 
-    def counting(swap_out, swap_in, copies):
-        moved["out"] += len(swap_out)
-        moved["in"] += len(swap_in)
-        move(swap_out, swap_in, copies)
+    def counting(moves):
+        for kind in moved:
+            moved[kind] += sum(each[0] == kind for each in moves)
+        move(moves)
 
     made.runner.cache.move = counting
     assert made.runner.cache.pool.device.type == torch.device(device).type
@@ -239,7 +238,7 @@ def swapped(device: str) -> None:
     done = drain(made)
     assert moved["out"] > 0 and moved["in"] > 0, moved
     assert made.stats()["preemptions"] > 0
-    assert made.blocks.num_free == 16
+    assert len(made.scheduler.memory.free) == 16
     for i, (ids, params) in enumerate(zip(prompt_ids(), asked, strict=True)):
         alone = generate(made.model, made.tokenizer, ids, params)
         got = [each.token_ids for each in done[str(i)].outputs]

@@ -32,8 +32,8 @@ def llm(shared_llm):
     yield shared_llm
     assert torch.equal(state, engine._generator.get_state())
     assert not engine.has_unfinished_requests()
-    engine.blocks.check_integrity()
-    assert engine.blocks.num_free == engine.blocks.num_blocks
+    engine.scheduler.memory.check_integrity()
+    assert not engine.scheduler.memory.holders
     assert shared_llm.generate("Once", GREEDY, use_tqdm=False)[0].outputs == before
 
 
@@ -344,7 +344,7 @@ def test_a_model_that_computes_nan_is_reported(llm, monkeypatch):
     monkeypatch.setattr(llm.model, "logits", lambda hidden: nan(hidden) * math.nan)
     (output,) = llm.generate("Once", GREEDY, use_tqdm=False)
     assert output.finished and output.outputs[0].finish_reason == "abort"
-    assert "logits can't be sampled" in output.outputs[0].stop_reason
+    assert "can't be sampled: their maximum is nan" in output.outputs[0].stop_reason
     monkeypatch.setattr(llm.model, "logits", nan)
 
 
@@ -357,7 +357,7 @@ def test_nan_for_one_request_leaves_its_neighbours_alone(llm, monkeypatch):
         hidden = real(token_ids, ctx)
         bad = ctx.positions == 20  # only the long one gets there
         hidden[bad] = math.nan
-        ctx._cache.heads[1][0][:, ctx._slots[bad]] = math.nan
+        ctx._cache.slots[1][0][:, ctx._slots[bad]] = math.nan
         return hidden
 
     monkeypatch.setattr(llm.model, "forward", forward)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from folovllm_lite import SamplingParams
+from folovllm_lite import LLM, SamplingParams
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.engine import LLMEngine
 from folovllm_lite.generation import RequestState
@@ -32,7 +32,8 @@ def sizes(engine: LLMEngine) -> dict[str, int]:
     parts = {
         "engine": engine,
         "scheduler": engine.scheduler,
-        "blocks": engine.blocks,
+        "memory": engine.scheduler.memory,
+        "free": engine.scheduler.memory.free,
         "runner": engine.runner,
         "cache": engine.runner.cache,
         "processor": engine.processor,
@@ -101,17 +102,15 @@ def test_nothing_outlives_its_request(checkpoint, options, aborts):
     serve(engine, 100, seed=0, aborts=aborts)
     first, before = sizes(engine), alive()
     serve(engine, 200, seed=1, aborts=aborts)
-    blocks = engine.blocks
+    memory = engine.scheduler.memory
     assert engine.stats()["preemptions"] > 0, "nothing was short: the test is too easy"
-    assert blocks.num_free == BLOCKS and not engine._states
-    assert len(blocks._free_swap) == blocks.num_swap_blocks
-    blocks.check_integrity()
+    assert len(memory.free) == BLOCKS and not engine._states
+    assert len(memory.free_swap) == memory.num_swap_blocks
+    memory.check_integrity()
     after = sizes(engine)
-    bounded = {
-        name: BLOCKS for name in ("blocks._free", "blocks._kept", "blocks._found")
-    }
+    bounded = {f"free.{name}": BLOCKS for name in ("numbers", "kept", "names", "found")}
     bounded |= {"texts._bytes": VOCAB_SIZE, "texts._decoded": VOCAB_SIZE}
-    assert all(after[name] <= limit for name, limit in bounded.items())
+    assert all(after.get(name, 0) <= limit for name, limit in bounded.items())
     grown = {
         name: (first.get(name), size)
         for name, size in after.items()
@@ -132,11 +131,11 @@ def test_a_step_that_fails_takes_its_swapped_out_with_it(checkpoint):
         engine.add_request(name, {"prompt_token_ids": prompt}, params)
     move = engine.runner.cache.move
 
-    def short(swap_out, swap_in, copies):
-        if swap_out:
+    def short(moves):
+        if any(kind == "out" for kind, _, _ in moves):
             engine.runner.cache.move = move
             raise torch.OutOfMemoryError("no room to gather the blocks")
-        move(swap_out, swap_in, copies)
+        move(moves)
 
     engine.runner.cache.move = short
     ends = {}
@@ -151,19 +150,20 @@ def test_a_step_that_fails_takes_its_swapped_out_with_it(checkpoint):
         else:
             wanted = expected(engine, prompts[name], params)[0][0]
             assert end.token_ids == wanted, name
-    assert engine.blocks.num_free == BLOCKS
-    assert len(engine.blocks._free_swap) == engine.blocks.num_swap_blocks
+    memory = engine.scheduler.memory
+    assert len(memory.free) == BLOCKS
+    assert len(memory.free_swap) == memory.num_swap_blocks
 
 
 def test_ten_thousand_requests_leave_memory_as_it_was():
     """The embedded model with everything on, 10,000 requests in waves of 500."""
-    engine = LLMEngine(
+    engine = LLM(
         device="cpu",
         num_gpu_blocks_override=400,
         enable_prefix_caching=True,
         enable_chunked_prefill=True,
         max_num_batched_tokens=1024,
-    )
+    ).llm_engine
     # oneDNN keeps a kernel for each number of rows: let it have all it will ever need.
     with torch.inference_mode():
         for T in {padded(T) for T in range(1, 513)}:
@@ -180,11 +180,11 @@ def test_ten_thousand_requests_leave_memory_as_it_was():
             params = SamplingParams(max_tokens=rng.randint(1, 4), ignore_eos=True)
             engine.add_request(f"{wave}-{i}", prompt, params)
         while engine.has_unfinished_requests():
-            engine.advance()
+            engine.compute()
         gc.collect()
         seen.append((process.memory_info().rss, len(gc.get_objects())))
-    assert engine.blocks.num_free == engine.blocks.num_blocks
-    engine.blocks.check_integrity()
+    assert not engine.scheduler.memory.holders
+    engine.scheduler.memory.check_integrity()
     # One object for each request would be 8,500 more.
     memory, objects = zip(*seen[2:], strict=True)
     assert max(objects) - objects[0] < 1000, objects

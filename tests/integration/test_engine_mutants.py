@@ -16,9 +16,11 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 
 from folovllm_lite.block_manager import BlockManager
 from folovllm_lite.engine import LLMEngine
-from folovllm_lite.paged import PagedContext, PagedKVCache
+from folovllm_lite.gather import GatherContext
+from folovllm_lite.paged import PagedKVCache
+from folovllm_lite.prefix_cache import PrefixCache
 from folovllm_lite.request import SequenceStatus
-from folovllm_lite.runner import Runner, decodes
+from folovllm_lite.runner import Runner
 from folovllm_lite.scheduler import Scheduler
 from tests.helpers import make_checkpoint
 from tests.integration.test_engine_oracle import BLOCK, Machine
@@ -70,14 +72,14 @@ def objections(
 
             def broken(step):
                 if moved:
-                    move(step.swap_out, step.swap_in, step.copies)
+                    move(step.moves)
                 raise RuntimeError("broken")
 
             with pytest.MonkeyPatch.context() as patch, self.noted():
                 patch.setattr(engine.runner, "run", broken)
                 with contextlib.suppress(RuntimeError):
                     engine.step()
-                engine.blocks.check_integrity()
+                engine.scheduler.memory.check_integrity()
             self.asked = {name: self.asked[name] for name in engine._states}
 
     Machine.checkpoint, Machine.engines = checkpoint, {}
@@ -102,21 +104,40 @@ def objections(
 
 
 def writes_to_shared_blocks(patch):
-    patch(BlockManager, "_shared", lambda self, seq: None)
+    grow = BlockManager.grow
+
+    def wrong(self, seq, end):
+        at = seq.num_computed // self.block_size
+        shared = seq.block_ids[at] if at < len(seq.block_ids) else None
+        count = self.refs[shared] if shared is not None else 0
+        if count < 2:
+            return grow(self, seq, end)
+        self.refs[shared] = 1  # nobody else, it says, and so no copy
+        try:
+            return grow(self, seq, end)
+        finally:
+            self.refs[shared] = count
+
+    patch(BlockManager, "grow", wrong)
+
+
+def changed_moves(patch, kind, change):
+    """Carry out `change(moves of a kind)` in place of them."""
+    move = PagedKVCache.move
+
+    def wrong(self, moves):
+        mine = [each for each in moves if each[0] == kind]
+        move(self, [*(each for each in moves if each[0] != kind), *change(mine)])
+
+    patch(PagedKVCache, "move", wrong)
 
 
 def copies_no_data_on_write(patch):
-    move = PagedKVCache.move
-    patch(PagedKVCache, "move", lambda self, out, into, _: move(self, out, into, []))
+    changed_moves(patch, "copy", lambda moves: [])
 
 
 def copies_the_wrong_way(patch):
-    move = PagedKVCache.move
-
-    def wrong(self, out, into, copies):
-        move(self, out, into, [(new, old) for old, new in copies])
-
-    patch(PagedKVCache, "move", wrong)
+    changed_moves(patch, "copy", lambda moves: [("copy", b, a) for _, a, b in moves])
 
 
 def a_fork_begins_with_an_empty_block(patch):
@@ -124,131 +145,141 @@ def a_fork_begins_with_an_empty_block(patch):
 
     def wrong(self, parent, child):
         fork(self, parent, child)
-        if child.num_computed % self.block_size and self.num_free:
-            self.blocks[child.block_ids.pop()].ref_count -= 1
+        if child.num_computed % self.block_size and len(self.free):
+            self.refs[child.block_ids.pop()] -= 1
             child.block_ids.append(self._take())
 
     patch(BlockManager, "fork", wrong)
 
 
 def recompute_keeps_the_count(patch):
-    preempt = Scheduler._preempt
+    preempt, found = Scheduler._preempt, BlockManager.found
 
-    def wrong(self, seq, step, chosen):
+    def wrong(self, step):
+        seq = self.running[-1]
         count = seq.num_computed
-        budget = preempt(self, seq, step, chosen)
+        budget = preempt(self, step)
         if seq.status is SequenceStatus.WAITING:
             seq.num_computed = count
         return budget
 
+    def believed(self, seq):
+        return max(found(self, seq), min(seq.num_computed, seq.get_len() - 1))
+
     patch(Scheduler, "_preempt", wrong)
+    patch(BlockManager, "found", believed)
 
 
 def positions_restart_after_a_hit_or_chunk(patch):
-    context = Runner._context
+    begin = GatherContext.__init__
 
-    def wrong(self, work, *rest):
-        made, first = context(self, work, *rest), 0
-        for each in work:
-            if each.count > 1:  # decoding rows count on
-                rows = torch.arange(each.count, device=made.positions.device)
-                made.positions[first : first + each.count] = rows
-            first += each.count
-        return made
+    def wrong(self, cache, positions, slots, segments):
+        positions = positions.clone()
+        for each in segments:
+            count = each.last - each.first
+            if count > 1:  # decoding rows count on
+                positions[each.first : each.last] = torch.arange(count)
+        begin(self, cache, positions, slots, segments)
 
-    patch(Runner, "_context", wrong)
+    patch(GatherContext, "__init__", wrong)
 
 
 def the_last_slot_of_a_block_is_missed(patch):
-    begin = PagedContext.__init__
+    begin = GatherContext.__init__
 
     def wrong(self, cache, positions, slots, *rest):
         begin(
             self, cache, positions, slots - (slots % BLOCK == BLOCK - 1).long(), *rest
         )
 
-    patch(PagedContext, "__init__", wrong)
+    patch(GatherContext, "__init__", wrong)
 
 
 def decoding_rows_see_what_others_have(patch):
-    begin = PagedContext.__init__
+    begin = GatherContext.__init__
 
     def wrong(self, *args):
         begin(self, *args)
         if self._num_rows:
             self._bias = torch.zeros_like(self._bias)
 
-    patch(PagedContext, "__init__", wrong)
+    patch(GatherContext, "__init__", wrong)
 
 
 def a_chunk_forgets_its_past(patch):
-    patch(PagedContext, "_mask_of", lambda self, segment: None)
+    patch(GatherContext, "_mask_of", lambda self, segment: None)
+
+
+def moved_after_computing(patch, kind):
+    run = Runner.run
+
+    def wrong(self, step):
+        late = [each for each in step.moves if each[0] == kind]
+        step.moves = [each for each in step.moves if each[0] != kind]
+        hidden = run(self, step)
+        self.cache.move(late)
+        return hidden
+
+    patch(Runner, "run", wrong)
 
 
 def swaps_out_after_computing(patch):
-    run = Runner.run
-
-    def wrong(self, step):
-        out, step.swap_out = step.swap_out, []
-        hidden = run(self, step)
-        self.cache.move(out, [], [])
-        return hidden
-
-    patch(Runner, "run", wrong)
+    moved_after_computing(patch, "out")
 
 
 def swaps_in_after_computing(patch):
-    run = Runner.run
-
-    def wrong(self, step):
-        into, step.swap_in = step.swap_in, []
-        hidden = run(self, step)
-        self.cache.move([], into, [])
-        return hidden
-
-    patch(Runner, "run", wrong)
+    moved_after_computing(patch, "in")
 
 
 def swaps_in_backwards(patch):
-    swap_in = BlockManager.swap_in
+    def backwards(moves):
+        targets = [block_id for _, _, block_id in moves][::-1]
+        return [
+            ("in", place, block_id)
+            for (_, place, _), block_id in zip(moves, targets, strict=True)
+        ]
 
-    def wrong(self, seq):
-        moves = swap_in(self, seq)
-        froms, tos = zip(*moves, strict=True)
-        return list(zip(froms[::-1], tos, strict=True))
-
-    patch(BlockManager, "swap_in", wrong)
+    changed_moves(patch, "in", backwards)
 
 
 def what_failed_is_still_offered(patch):
-    patch(Scheduler, "undo", lambda self, step: None)
+    patch(BlockManager, "withdraw", lambda self, seq: None)
 
 
 def who_shares_goes_first(patch):
     run = Runner.run
 
     def wrong(self, step):
-        step.work.sort(key=lambda work: not decodes(work))
+        order = sorted(step.work, key=lambda name: step.work[name].count > 1)
+        step.work = {name: step.work[name] for name in order}
         return run(self, step)
 
     patch(Runner, "run", wrong)
 
 
 def a_full_hit_leaves_no_token(patch):
-    match = BlockManager.match
+    find = PrefixCache.find
 
     def wrong(self, seq):
         seq.data.output_token_ids.append(0)  # it reaches one further
         try:
-            return match(self, seq)
+            return find(self, seq)
         finally:
             seq.data.output_token_ids.pop()
 
-    patch(BlockManager, "match", wrong)
+    patch(PrefixCache, "find", wrong)
 
 
 def evicted_blocks_are_still_found(patch):
-    patch(BlockManager, "_forget", lambda self, block_id: None)
+    take = PrefixCache.take
+
+    def wrong(self):
+        found, names = dict(self.found), dict(self.names)
+        block_id = take(self)
+        self.found, self.names = found, names
+        return block_id
+
+    patch(PrefixCache, "take", wrong)
 
 
 def aborted_requests_keep_their_blocks(patch):

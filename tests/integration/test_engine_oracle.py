@@ -13,15 +13,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from folovllm_lite import SamplingParams, runner
-from folovllm_lite.engine import LLMEngine
+from folovllm_lite import LLM, LLMEngine, SamplingParams
 from folovllm_lite.generation import generate
 from tests.helpers import make_checkpoint
 
 BLOCK = 4
 BLOCKS = 14  # 56 tokens: two or three requests, not more
 LONGEST = 40
-PASS_TOKENS = runner._PASS_TOKENS
 _SHARED = [11, 12, 13, 14, 15, 16, 17, 18, 19]  # what some prompts begin with
 
 
@@ -32,7 +30,7 @@ def checkpoint(tmp_path_factory):
 
 def engine_of(checkpoint, **options) -> LLMEngine:
     """A small engine whose memory holds nothing but NaN."""
-    engine = LLMEngine(
+    llm = LLM(
         checkpoint,
         device="cpu",
         block_size=BLOCK,
@@ -40,13 +38,13 @@ def engine_of(checkpoint, **options) -> LLMEngine:
         max_model_len=LONGEST,
         **options,
     )
-    forget(engine)
-    return engine
+    forget(llm.llm_engine)
+    return llm.llm_engine
 
 
 def forget(engine: LLMEngine) -> None:
     """Let the engine begin anew: what an earlier run left would be right too often."""
-    engine._reset("a new example begins")
+    engine.clear("a new example begins")
     engine.runner.cache.pool.fill_(math.nan)
     engine.runner.cache.swap.fill_(math.nan)
 
@@ -115,7 +113,6 @@ class Machine(RuleBasedStateMachine):
         tokens=st.sampled_from([1, 2, 3, 512]),
     )
     def build(self, budget, seqs, caching, mode, chunked, tokens):
-        runner._PASS_TOKENS = tokens  # a step of many passes, as only long ones are
         budget = budget if chunked else LONGEST
         key = (budget, seqs, caching, mode, chunked)
         if key not in self.engines:  # loading is most of the time
@@ -129,6 +126,7 @@ class Machine(RuleBasedStateMachine):
                 swap_space=2e-4,
             )
         self.engine = self.engines[key]
+        self.engine.runner.pass_tokens = tokens  # many passes, as only long steps have
         forget(self.engine)
         self.asked: dict = {}
         self.count = 0
@@ -163,7 +161,7 @@ class Machine(RuleBasedStateMachine):
                     for each in output.outputs
                 ]
                 assert got == expected(self.engine, prompt, params)
-        self.engine.blocks.check_integrity()
+        self.engine.scheduler.memory.check_integrity()
 
     @invariant()
     def books_agree(self):
@@ -172,7 +170,6 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self):
         """Everybody finishes, within a bound, and nothing is left behind."""
-        runner._PASS_TOKENS = PASS_TOKENS
         if not hasattr(self, "engine"):
             return
         # Each step computes at least one token of the first in order, who can't be
@@ -183,7 +180,7 @@ class Machine(RuleBasedStateMachine):
                 break
             self.one_step()
         assert not self.engine.has_unfinished_requests(), f"no end after {bound} steps"
-        assert self.engine.blocks.num_free == BLOCKS
+        assert len(self.engine.scheduler.memory.free) == BLOCKS
         assert not self.engine.scheduler.running and not self.engine.scheduler.waiting
 
 

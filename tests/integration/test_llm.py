@@ -316,7 +316,7 @@ def test_a_dropped_stream_leaves_nothing_behind(llm):
     stream = llm.stream("Once", SamplingParams(seed=1, max_tokens=9))
     next(stream)
     other = tokens(llm, seed=1, max_tokens=9)  # in the middle of the first
-    assert next(stream).outputs[0].token_ids == want[:2]
+    assert next(stream).outputs[0].token_ids == want  # it went on meanwhile
     del stream
     assert tokens(llm, seed=1, max_tokens=9) == want == other
 

@@ -1,12 +1,15 @@
 """What once broke the engine, or a neighbour, and never may again."""
 
 import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from folovllm_lite import LLM, SamplingParams
+from folovllm_lite import LLM, CacheConfig, SamplingParams, Sequence, engine
+from folovllm_lite.llm import _pool_bytes
 from folovllm_lite.processor import OutputBuilder, TokenTexts
 from tests.helpers import edit_json, make_checkpoint
 
@@ -25,8 +28,8 @@ def llm(path):
     yield made
     engine = made.llm_engine
     assert not engine.has_unfinished_requests()
-    engine.blocks.check_integrity()
-    assert engine.blocks.num_free == engine.blocks.num_blocks
+    engine.scheduler.memory.check_integrity()
+    assert not engine.scheduler.memory.holders
     assert len(made.generate("Once", ONE, use_tqdm=False)[0].outputs[0].token_ids) == 8
 
 
@@ -54,10 +57,10 @@ def test_a_stream_dropped_in_the_middle_of_a_step(llm, monkeypatch):
     assert output.outputs[0].finish_reason == "length"
 
 
-@pytest.mark.parametrize("place", ["_take", "grow", "commit", "release"])
+@pytest.mark.parametrize("place", ["_take", "grow", "offer", "release"])
 def test_ctrl_c_in_the_bookkeeping(llm, monkeypatch, place):
     """No block is lost and none is handed out twice, wherever it comes."""
-    blocks = llm.llm_engine.blocks
+    blocks = llm.llm_engine.scheduler.memory
     real, calls = getattr(blocks, place), []
 
     def interrupted(*args):
@@ -76,7 +79,8 @@ def test_a_huge_top_k_keeps_all_and_harms_nobody(llm):
     stream = llm.stream("Once", ONE)
     next(stream)
     llm.generate("x", SamplingParams(top_k=2**63, max_tokens=2), use_tqdm=False)
-    assert len(list(stream)) == 7
+    *_, last = stream
+    assert len(last.outputs[0].token_ids) == 8
 
 
 def test_a_stream_that_is_aborted_elsewhere_says_so(llm):
@@ -192,23 +196,117 @@ def test_byte_fallback_tokenizers_lose_no_character(text):
 
 def test_the_pool_on_a_cpu_holds_one_sequence_of_full_length(llm, monkeypatch):
     """It once held as many tokens as a block has, squared, if that was over 1 GiB."""
-    engine, gib = llm.llm_engine, 1024**3
+    gib, config, device = 1024**3, CacheConfig(), llm.device
     free = {"available": 64 * gib}
     monkeypatch.setattr(
-        "folovllm_lite.engine.psutil.virtual_memory",
+        "folovllm_lite.llm.psutil.virtual_memory",
         lambda: type("Memory", (), free),
     )
-    assert engine._memory(engine.cache_config, 5 * gib) == 5 * gib
-    assert engine._memory(engine.cache_config, gib // 9) == gib
+    assert _pool_bytes(config, 5 * gib, device) == 5 * gib
+    assert _pool_bytes(config, gib // 9, device) == gib
     free["available"] = 4 * gib
-    assert engine._memory(engine.cache_config, 5 * gib) == 2 * gib
+    assert _pool_bytes(config, 5 * gib, device) == 2 * gib
     asked = []
     monkeypatch.setattr(
-        LLM.__init__.__globals__["LLMEngine"],
-        "_memory",
-        lambda self, config, longest: asked.append(longest) or gib,
+        "folovllm_lite.llm._pool_bytes",
+        lambda config, longest, device: asked.append(longest) or gib,
     )
     made = LLM(llm.model_config.model, device="cpu", max_model_len=100, block_size=16)
     cache = made.llm_engine.runner.cache
     per_block = cache.pool[:, :, :, 0].nbytes
     assert asked == [7 * per_block], "100 tokens are 7 blocks of 16"
+
+
+def test_a_stream_that_nobody_reads_keeps_one_output(llm):
+    """Each step once queued a whole output: the square of its length in memory."""
+    stream = llm.stream("Once", LONG)
+    next(stream)
+    llm.generate("x", SamplingParams(max_tokens=30, ignore_eos=True), use_tqdm=False)
+    second = next(stream)
+    assert len(second.outputs[0].token_ids) == 31
+    *_, last = stream
+    assert len(last.outputs[0].token_ids) == 60
+
+
+def test_four_threads_share_an_llm(llm):
+    """Their requests are served together, and each gets its own answers."""
+    prompts = ["Once", "x", "the quick", "从前"]
+    alone = [llm.generate(each, LONG, use_tqdm=False)[0] for each in prompts]
+    before = llm.llm_engine.stats()["steps"]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(
+            pool.map(lambda each: llm.generate(each, LONG, use_tqdm=False)[0], prompts)
+        )
+    for one, two in zip(alone, together, strict=True):
+        assert one.outputs[0].token_ids == two.outputs[0].token_ids
+    assert llm.llm_engine.stats()["steps"] - before <= 4 * 60
+
+
+def test_generate_inside_a_step_is_refused(llm, monkeypatch):
+    """It once went round for ever: nothing it waited for could happen."""
+    real = llm.model.forward
+
+    def forward(*args):
+        llm.generate("x", ONE, use_tqdm=False)
+        return real(*args)
+
+    monkeypatch.setattr(llm.model, "forward", forward)
+    with pytest.raises(RuntimeError, match="can't begin while another one is running"):
+        llm.generate("Once", ONE, use_tqdm=False)
+
+
+def test_params_that_were_changed_are_checked_again(llm):
+    """An infinite temperature once ended every neighbour's request."""
+    params = SamplingParams(max_tokens=4)
+    params.temperature = float("inf")
+    with pytest.raises(ValueError, match="temperature"):
+        llm.generate("Once", params, use_tqdm=False)
+
+
+def test_a_row_whose_sampling_fails_ends_its_own_request(llm, monkeypatch, caplog):
+    """Any error, not only logits that are NaN."""
+    want = llm.generate("Once", ONE, use_tqdm=False)[0].outputs[0].token_ids
+    real = engine.sample
+
+    def fails(logits, rows, generator):
+        if any(row.params.temperature == 7 for row in rows):
+            raise OverflowError("too hot")
+        return real(logits, rows, generator)
+
+    monkeypatch.setattr(engine, "sample", fails)
+    hot = SamplingParams(temperature=7, max_tokens=4)
+    good, bad = llm.generate(["Once", "Once"], [ONE, hot], use_tqdm=False)
+    assert good.outputs[0].token_ids == want
+    assert (bad.outputs[0].finish_reason, bad.outputs[0].stop_reason) == (
+        "abort",
+        "too hot",
+    )
+    (record,) = caplog.records
+    assert bad.request_id in record.message and "too hot" in record.message
+
+
+def test_ending_many_requests_is_not_quadratic(llm):
+    """10,000 once took 47 s; each removal walked through all that waited."""
+    engine = llm.llm_engine
+    for i in range(5000):
+        engine.add_request(str(i), [5, 6], ONE)
+    engine.step()
+    compared = 0
+
+    class Watched(Sequence):
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return self is other
+
+    for queue in (engine.scheduler.waiting, engine.scheduler.running):
+        for seq in queue:
+            seq.__class__ = Watched
+    engine.abort_request(str(i) for i in range(5000))
+    assert not engine.has_unfinished_requests() and compared < 5000
+
+
+def test_an_llm_is_not_pickled(llm):
+    """It once wrote gigabytes of weights."""
+    with pytest.raises(TypeError, match="can't be pickled"):
+        pickle.dumps(llm)

@@ -8,7 +8,7 @@ objects in place of PyTorch's sync debug mode.
 import pytest
 import torch
 
-from folovllm_lite import kv_cache, paged
+from folovllm_lite import gather, kv_cache
 from tests.gpu import test_generation_cuda as gpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -36,7 +36,7 @@ def position_off_by_one(patch):
 
 
 def mask_hides_the_first_key(patch):
-    right = paged.PagedContext._mask_of
+    right = gather.GatherContext._mask_of
 
     def wrong(self, segment):
         mask = right(self, segment)
@@ -44,17 +44,17 @@ def mask_hides_the_first_key(patch):
             mask[:, 0] = False
         return mask
 
-    patch.setattr(paged.PagedContext, "_mask_of", wrong)
+    patch.setattr(gather.GatherContext, "_mask_of", wrong)
 
 
 def mask_shows_the_future(patch):
-    right = paged.PagedContext._mask_of
+    right = gather.GatherContext._mask_of
 
     def wrong(self, segment):
         mask = right(self, segment)
         return None if mask is None else torch.ones_like(mask)
 
-    patch.setattr(paged.PagedContext, "_mask_of", wrong)
+    patch.setattr(gather.GatherContext, "_mask_of", wrong)
 
 
 @pytest.mark.parametrize(
