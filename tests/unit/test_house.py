@@ -34,7 +34,8 @@ TOP_LEVEL = {
 ORDER = (
     "utils", "config", "sampling_params", "sampler", "request", "outputs",
     "model_loader", "attention", "layers", "qwen3", "kv_cache", "processor",
-    "generation", "block_manager", "scheduler", "paged", "runner", "engine", "gptq",
+    "generation", "scheduler", "engine", "block_manager", "paged", "runner", "gather",
+    "prefix_cache", "gptq", "llm",
     "viz", "widgets", "checks", "notebook", "tiny", "doctor", "bench", "__main__",
 )  # fmt: skip
 
