@@ -51,7 +51,16 @@ STEPS = {
     ),
     "unit": Step(
         "the package, piece by piece and against transformers",
-        (("pytest", "tests/unit", "tests/integration", "-n2"),),
+        (
+            (
+                "pytest",
+                "tests/unit",
+                "tests/checks",
+                "tests/viz",
+                "tests/integration",
+                "-n2",
+            ),
+        ),
         NO_GPU,
     ),
     "notebooks": Step(

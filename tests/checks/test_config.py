@@ -1,6 +1,6 @@
 """Notebook 01: the suites for configs and helpers reject plausible mistakes, by name.
 
-The mutants of the four configs themselves stand in test_checks.py; here are those of
+The mutants of the four configs themselves stand in test_suites.py; here are those of
 the wrong types, of the helpers, and of the three exercises. `solutions` are the
 exercises as notebooks/solutions/01_configs.ipynb has them.
 """
