@@ -8,6 +8,7 @@ from folovllm_lite import scheduler as package
 from folovllm_lite.block_manager import BlockManager
 from folovllm_lite.checks.harness import Suite, expect, fail
 from folovllm_lite.config import SchedulerConfig
+from folovllm_lite.prefix_cache import PrefixCache
 from folovllm_lite.request import Sequence, SequenceData, SequenceStatus
 from folovllm_lite.sampling_params import SamplingParams
 
@@ -15,11 +16,11 @@ _SUITE = Suite(package)
 
 
 def scheduler(pieces: Any = None, /, **named: Any) -> None:
-    """Judge Scheduler of `folovllm_lite.scheduler`.
+    """Judge the pieces of `folovllm_lite.scheduler`, or some of them.
 
-    `checks.scheduler(Scheduler=Mine)` judges a class, `checks.scheduler(module)` that
-    of a module. Blocks are handed out by the package's own BlockManager. Raises
-    CheckFailed at the end if a property doesn't hold.
+    `checks.scheduler(Scheduler=Mine)` judges a class, `checks.scheduler(chunk=mine)` a
+    function, `checks.scheduler(module)` all of a module. The memory is the package's
+    own BlockManager. Raises CheckFailed at the end if a property doesn't hold.
     """
     _SUITE.run(pieces, **named)
 
@@ -35,8 +36,11 @@ def _made(
 ) -> Any:
     """A scheduler over blocks of 2 tokens."""
     config = SchedulerConfig(budget, seqs, enable_chunked_prefill=chunked)
-    pool = BlockManager(blocks, 2, caching, swap)
-    return p.Scheduler(config, pool, swap=swap > 0)
+    free = PrefixCache(blocks, 2) if caching else None
+    memory = BlockManager(blocks, 2, free, swap)
+    if chunked:
+        return p.Scheduler(config, memory, share=p.chunk, turns=p.decodes_first)
+    return p.Scheduler(config, memory, share=p.whole, turns=p.as_they_came)
 
 
 def _seq(
@@ -73,13 +77,13 @@ def _shares(step: Any) -> dict[str, tuple[int, int]]:
 
 
 def _sorted(step: Any) -> list:
-    return sorted(step.work, key=lambda work: work.seq.seq_id)
+    return sorted(step.work.values(), key=lambda work: work.seq.seq_id)
 
 
 def _finish(scheduler: Any, step: Any) -> Any:
     """Compute a step, and give a token to everybody who has caught up."""
     scheduler.advance(step)
-    for work in step.work:
+    for work in step.work.values():
         if work.seq.num_missing == 0:
             work.seq.add_token_id(7)
     return step
@@ -97,12 +101,71 @@ def _status(seqs: list[Sequence]) -> list[str]:
     return [seq.status.name for seq in seqs]
 
 
+def _moves(step: Any, kind: str) -> list[tuple[int, int]]:
+    """Where the moves of a kind go: (from, to), in their order."""
+    return [(old, new) for each, old, new in step.moves if each == kind]
+
+
 def _books(scheduler: Any, given: str) -> None:
     """Fail if the pool says that something is wrong."""
     try:
-        scheduler.blocks.check_integrity()
+        scheduler.memory.check_integrity()
     except AssertionError as error:
         fail(f"{given}: check_integrity()", f"AssertionError: {error}", "no error")
+
+
+# ----- the functions that are handed in
+
+
+@_SUITE.property("whole", hint="what if one token too few is left?")
+def _whole(p: SimpleNamespace) -> None:
+    """With whole a step takes all that is missing, or nothing."""
+    for missing, budget, wanted in ((1, 1, 1), (3, 4, 3), (4, 4, 4), (5, 4, 0)):
+        expect(f"whole({missing}, {budget})", p.whole(missing, budget), wanted)
+    expect("whole(0, 4)", p.whole(0, 4), 0)
+    expect("whole(2, 0)", p.whole(2, 0), 0)
+
+
+@_SUITE.property("chunk", hint="two counts limit it")
+def _chunk(p: SimpleNamespace) -> None:
+    """With chunk it takes what the budget leaves, and no more than is missing."""
+    for missing, budget, wanted in ((1, 1, 1), (3, 4, 3), (5, 4, 4), (2, 0, 0)):
+        expect(f"chunk({missing}, {budget})", p.chunk(missing, budget), wanted)
+
+
+def _turns(turns: Any, counts: tuple[int, ...]) -> tuple[str, bool]:
+    """The order in which sequences of so many missing tokens go; is it a new list?"""
+    running = [_seq("abcdefgh"[i], count, i) for i, count in enumerate(counts)]
+    before = _names(running)
+    got = turns(running)
+    expect(f"turns of {counts} missing tokens: its list", _names(running), before)
+    return "".join(_names(list(got))), got is not running
+
+
+@_SUITE.property("as_they_came", hint="who loses its place leaves the scheduler's list")
+def _as_they_came(p: SimpleNamespace) -> None:
+    """as_they_came keeps the order, in a list of its own."""
+    for counts in ((1,), (1, 3, 1), (5, 1)):
+        wanted = ("abc"[: len(counts)], True)
+        given = f"as_they_came, missing {counts}: order, a new list"
+        expect(given, _turns(p.as_they_came, counts), wanted)
+
+
+@_SUITE.property("decodes_first", hint="only the kind decides, not the number")
+def _decodes_lead(p: SimpleNamespace) -> None:
+    """decodes_first lets those go first that miss one token; else the order stays."""
+    for counts, wanted in (
+        ((1,), "a"),
+        ((2, 1), "ba"),
+        ((3, 1, 2, 1), "bdac"),
+        ((2, 3, 1), "cab"),
+        ((0, 2, 1), "acb"),
+    ):
+        given = f"decodes_first, missing {counts}: order, a new list"
+        got = _turns(p.decodes_first, counts)
+        if counts[0] == 0:  # one that misses nothing goes anywhere
+            got, wanted = ("".join(x for x in got[0] if x != "a"), got[1]), "cb"
+        expect(given, got, (wanted, True))
 
 
 # ----- one sequence
@@ -149,6 +212,27 @@ def _advance(p: SimpleNamespace) -> None:
         expect(f"{given}: blocks of 2", len(seq.block_ids), (length + 1) // 2)
 
 
+@_SUITE.property("Scheduler", hint="order is a tuple, and tuples compare")
+def _priorities(p: SimpleNamespace) -> None:
+    """A lower priority goes first, and of two equal ones the earlier arrival."""
+    for orders, wanted in (
+        (((1, 0), (0, 1)), "ba"),
+        (((0, 0), (0, 1)), "ab"),
+        (((0, 1), (0, 0)), "ba"),
+        (((1, 0), (0, 1), (1, 2), (-1, 3)), "dbac"),
+    ):
+        made = _made(p)
+        seqs = [
+            _seq("abcd"[i], 1, arrival, priority)
+            for i, (priority, arrival) in enumerate(orders)
+        ]
+        for seq in seqs:
+            made.add(seq)
+        got = "".join(made.schedule().work)
+        given = f"(priority, arrival) of a, b ...: {orders}: the order of their work"
+        expect(given, got, wanted)
+
+
 @_SUITE.property("Scheduler", hint="it may stand in either list, or in none")
 def _remove(p: SimpleNamespace) -> None:
     """What is removed stands nowhere and holds nothing, wherever it was before."""
@@ -161,15 +245,25 @@ def _remove(p: SimpleNamespace) -> None:
         left = [seq.seq_id in _names(q) for q in (made.waiting, made.running)]
         expect(f"{given}: still in waiting, in running", left, [False, False])
         expect(f"{given}: block_ids", seq.block_ids, [])
-    expect("both are removed: num_free of 32", made.blocks.num_free, 32)
+    expect("both are removed: free blocks of 32", len(made.memory.free), 32)
     expect("both are removed: work", _shares(made.schedule()), {})
-    made = _made(p, blocks=4, swap=4)
-    a, b = _several(made, 4, 4)
+
+
+@_SUITE.property("Scheduler", hint="whom does the memory still know?")
+def _clear(p: SimpleNamespace) -> None:
+    """clear() forgets everybody, and all of the memory is free again."""
+    made = _made(p, seqs=1)
+    _several(made, 3, 3)
     _step(made)
-    _step(made)
-    made.remove(b)
-    _books(made, "one that was preempted is removed")
-    expect("... still in waiting", _names(made.waiting), [])
+    made.clear()
+    given = "one runs, one waits, clear()"
+    lists = (_names(made.waiting), _names(made.running))
+    expect(f"{given}: waiting, running", lists, ([], []))
+    expect(f"{given}: free blocks of 32", len(made.memory.free), 32)
+    expect(f"{given}: work", _shares(made.schedule()), {})
+    (seq,) = _several(made, 3)
+    expect(f"{given}, a new prompt: work", _shares(_step(made)), {"a": (0, 3)})
+    _books(made, given)
 
 
 # ----- limits
@@ -199,7 +293,7 @@ def _budget(p: SimpleNamespace) -> None:
 
 @_SUITE.property("Scheduler", hint="half a prompt is a chunk; may there be one?")
 def _whole_prompts(p: SimpleNamespace) -> None:
-    """Without enable_chunked_prefill a prompt is computed at once, or waits."""
+    """Served whole, a prompt is computed at once, or waits."""
     made = _made(p, 4)
     _several(made, 3, 3)
     given = "budget 4, prompts of 3 and 3"
@@ -211,7 +305,7 @@ def _whole_prompts(p: SimpleNamespace) -> None:
 
 @_SUITE.property("Scheduler", hint="min of two counts, and start where it ended")
 def _chunks(p: SimpleNamespace) -> None:
-    """With it, a prompt takes what the budget leaves and goes on where it ended."""
+    """Served in chunks, it takes what the budget leaves and goes on where it ended."""
     made = _made(p, 4, chunked=True)
     (seq,) = _several(made, 9)
     given = "chunks, budget 4, a prompt of 9"
@@ -314,11 +408,12 @@ def _fork(p: SimpleNamespace) -> None:
     step = made.schedule()
     given = "3 tokens in blocks of 2, a fork, both write"
     expect(f"{given}: work", _shares(step), {"a": (3, 1), "a-1": (3, 1)})
-    expect(f"{given}: number of copies", len(step.copies), 1)
-    expect(f"{given}: copied from", step.copies[0][0], shared[1])
+    copies = _moves(step, "copy")
+    expect(f"{given}: number of copies", len(copies), 1)
+    expect(f"{given}: copied from", copies[0][0], shared[1])
     last = [seq.block_ids[1] for seq in (parent, child)]
     expect(f"{given}: one block", last[0] == last[1], False)
-    expect(f"{given}: copied to one of theirs", step.copies[0][1] in last, True)
+    expect(f"{given}: copied to one of theirs", copies[0][1] in last, True)
     _books(made, given)
 
 
@@ -344,31 +439,6 @@ def _fcfs(p: SimpleNamespace) -> None:
     expect(f"{given}: work of", list(_shares(made.schedule())), ["a"])
 
 
-@_SUITE.property("Scheduler", hint="order is a tuple, and tuples compare")
-def _priorities(p: SimpleNamespace) -> None:
-    """A lower priority goes first, and of two equal ones the earlier arrival."""
-    for orders, wanted in (
-        (((1, 0), (0, 1)), "ba"),
-        (((0, 0), (0, 1)), "ab"),
-        (((0, 1), (0, 0)), "ba"),
-        (((1, 0), (0, 1), (1, 2), (-1, 3)), "dbac"),
-    ):
-        made = _made(p, seqs=1)
-        seqs = [
-            _seq("abcd"[i], 1, arrival, priority)
-            for i, (priority, arrival) in enumerate(orders)
-        ]
-        for seq in seqs:
-            made.add(seq)
-        got = ""
-        for _ in seqs:
-            for work in _step(made).work:
-                got += work.seq.seq_id
-                made.remove(work.seq)
-        given = f"(priority, arrival) of a, b ...: {orders}, one at a time: their order"
-        expect(given, got, wanted)
-
-
 # ----- prefix hits
 
 
@@ -389,14 +459,6 @@ def _prefix(p: SimpleNamespace) -> None:
     expect(f"{given}: common blocks", two.block_ids[:3], one.block_ids[:3])
     _finish(made, step)
     _books(made, given)
-    for scored, wanted in ((None, (6, 1)), (0, (0, 7)), (2, (0, 7))):
-        made = _made(p, caching=True)
-        one, two = _seq("a", 7), _seq("b", 7, 1, prompt_logprobs=scored)
-        made.add(one)
-        _step(made)
-        made.add(two)
-        given = f"7 tokens are there, the same prompt, prompt_logprobs={scored}: work"
-        expect(given, _shares(made.schedule())["b"], wanted)
 
 
 @_SUITE.property("Scheduler", hint="who is next may begin like the one before")
@@ -418,7 +480,7 @@ def _offered(p: SimpleNamespace) -> None:
         step = made.schedule()
         given = f"{lengths[0]} and {lengths[1]} tokens that begin alike, in one step"
         expect(f"{given}: work", _shares(step), wanted)
-        expect(f"{given}: its order", [w.seq.seq_id for w in step.work], ["a", "b"])
+        expect(f"{given}: its order", list(step.work), ["a", "b"])
         hits = wanted["b"][0] // 2
         common = [seq.block_ids[:hits] for seq in seqs]
         expect(f"{given}: common blocks", common[1], common[0])
@@ -442,19 +504,20 @@ def _offered_by_a_chunk(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property("Scheduler", hint="an offer that can't be kept has to be taken back")
-def _undone(p: SimpleNamespace) -> None:
-    """undo() takes back what a step has offered: it fails, and nothing was written."""
+def _withdrawn(p: SimpleNamespace) -> None:
+    """withdraw() takes back what a step has offered: it failed, nothing was written."""
     made = _made(p, caching=True)
-    one, two = _seq("a", 5), _seq("b", 5, 1)
-    made.add(one)
-    made.add(two)
-    made.undo(made.schedule())
-    made.remove(one)
-    made.remove(two)
-    three = _seq("c", 5, 2)
-    made.add(three)
-    given = "the same prompt of 5 twice in a step, which fails; a third: work"
-    expect(given, _shares(made.schedule()), {"c": (0, 5)})
+    seqs = [_seq("a", 5), _seq("b", 5, 1), _seq("c", 5, 2, first=100)]
+    for seq in seqs:
+        made.add(seq)
+    step = made.schedule()
+    made.withdraw(work.seq for work in step.work.values())
+    for seq in seqs:
+        made.remove(seq)
+    made.add(_seq("d", 5, 3))
+    made.add(_seq("e", 5, 4, first=100))
+    given = "two like prompts of 5 and another one in a step that fails; both again"
+    expect(f"{given}: work", _shares(made.schedule()), {"d": (0, 5), "e": (0, 5)})
     _books(made, given)
 
 
@@ -470,12 +533,12 @@ def _victim(p: SimpleNamespace) -> None:
     step = made.schedule()
     given = "4 blocks of 2, a and b hold 2 each, both go on"
     expect(f"{given}: work", _shares(step), {"a": (4, 1)})
-    expect(f"{given}: preempted", step.preempted, 1)
+    expect(f"{given}: preempted", len(step.preempted), 1)
     expect(f"{given}: status", _status([a, b]), ["RUNNING", "WAITING"])
     expect(f"{given}: blocks of b", b.block_ids, [])
-    expect(f"{given}: num_computed of b", b.num_computed, 0)
     lists = (_names(made.running), _names(made.waiting))
     expect(f"{given}: running, waiting", lists, (["a"], ["b"]))
+    expect(f"{given}: who was preempted", _names(step.preempted), ["b"])
     _books(made, given)
     made = _made(p, blocks=3)
     a, *_ = _several(made, 2, 1, 1)
@@ -484,10 +547,22 @@ def _victim(p: SimpleNamespace) -> None:
         a.add_token_id(7)
     step = made.schedule()
     given = "3 blocks of 2, a, b and c hold one each, a needs two more"
-    expect(f"{given}: preempted", step.preempted, 2)
+    expect(f"{given}: preempted", len(step.preempted), 2)
     expect(f"{given}: waiting", _names(made.waiting), ["b", "c"])
     expect(f"{given}: work", _shares(step), {"a": (2, 4)})
     _books(made, given)
+
+
+@_SUITE.property("Scheduler", hint="where are the keys and values of its tokens now?")
+def _lost(p: SimpleNamespace) -> None:
+    """Without its blocks no token of a victim counts as computed, and all are kept."""
+    made = _made(p, blocks=4)
+    _, b = _several(made, 4, 4)
+    _step(made)
+    made.schedule()
+    given = "4 blocks of 2, a and b hold 2 each, both go on, b is preempted"
+    expect(f"{given}: num_computed of b", b.num_computed, 0)
+    expect(f"{given}: tokens of b", b.get_token_ids(), [100, 101, 102, 103, 7])
 
 
 @_SUITE.property("Scheduler", hint="the last in which order: of arrival alone?")
@@ -525,7 +600,7 @@ def _recompute(p: SimpleNamespace) -> None:
     _step(made)  # c has to wait: all 5 blocks are held
     step = _step(made)
     given = "5 blocks of 2, a and b run, c waits, b is preempted"
-    expect(f"{given}: preempted", step.preempted, 1)
+    expect(f"{given}: preempted", len(step.preempted), 1)
     expect(f"{given}: waiting", _names(made.waiting), ["b", "c"])
     tokens = b.get_token_ids()
     expect(f"{given}: tokens of b", tokens, [100, 101, 102, 7, 7])
@@ -549,13 +624,29 @@ def _no_admission(p: SimpleNamespace) -> None:
     made.add(_seq("d", 1, -1, -1, first=300))  # before all others
     step = made.schedule()
     given = "5 blocks of 2, a needs one more and takes it from b; c and d wait"
-    expect(f"{given}: preempted", step.preempted, 1)
-    expect(f"{given}: free blocks", made.blocks.num_free, 2)
+    expect(f"{given}: preempted", len(step.preempted), 1)
+    expect(f"{given}: free blocks", len(made.memory.free), 2)
     expect(f"{given}: work of", list(_shares(step)), ["a"])
     expect(f"{given}: waiting", _names(made.waiting), ["d", "b", "c"])
     _finish(made, step)
     got = list(_shares(made.schedule()))
     expect(f"{given}, next step: work of", got, ["a", "d"])
+
+
+@_SUITE.property("Scheduler", hint="it waits, and may hold something all the same")
+def _remove_preempted(p: SimpleNamespace) -> None:
+    """A preempted sequence that is removed leaves nothing behind, on either side."""
+    for swap in (0, 4):
+        made = _made(p, blocks=4, swap=swap)
+        _, b = _several(made, 4, 4)
+        _step(made)
+        _step(made)
+        given = f"4 blocks of 2, {swap} of CPU memory, b is preempted and then removed"
+        made.remove(b)
+        expect(f"{given}: still in waiting", _names(made.waiting), [])
+        room = made.memory.num_swap_blocks - len(made.memory.free_swap)
+        expect(f"{given}: CPU blocks in use", room, 0)
+        _books(made, given)
 
 
 @_SUITE.property("Scheduler", hint="what was planned for it has to be planned back")
@@ -571,11 +662,37 @@ def _undone(p: SimpleNamespace) -> None:
     # c takes 1 of the 6 tokens and a block, then a takes 5 and three, c's among them.
     step = made.schedule()
     given = "budget 6, 6 blocks of 2; c decodes, then a takes 5 tokens and c's blocks"
-    expect(f"{given}: preempted", step.preempted, 1)
+    expect(f"{given}: preempted", len(step.preempted), 1)
     expect(f"{given}: c has work", "c" in _shares(step), False)
     expect(f"{given}: work", _shares(step), {"a": (2, 5), "b": (2, 1)})
     expect(f"{given}: num_computed of c", c.num_computed, 0)
     _books(made, given)
+
+
+@_SUITE.property("Scheduler", hint="until when can somebody lose his place in a step?")
+def _offered_late(p: SimpleNamespace) -> None:
+    """What a victim would have computed in this step is found by nobody."""
+    config = SchedulerConfig(16, 8)
+    memory = BlockManager(5, 2, PrefixCache(5, 2))
+    made = p.Scheduler(config, memory, share=p.chunk, turns=lambda seqs: seqs[::-1])
+    a, c = _several(made, 2, 1)
+    made.advance(made.schedule())
+    for seq, count in ((a, 4), (c, 4)):
+        for token_id in range(count):
+            seq.add_token_id(token_id)
+    made.schedule()  # c takes two blocks more, then a too, of which c loses one
+    given = (
+        "5 blocks of 2, the last in order goes first; c computes tokens 1 to 4, then "
+        "loses its blocks to a"
+    )
+    expect(f"{given}: status of c", c.status.name, "WAITING")
+    made.remove(a)
+    made.remove(c)
+    again = _seq("d", 5, 3)
+    again.data.prompt_token_ids[:] = c.get_token_ids()
+    made.add(again)
+    got = _shares(made.schedule())
+    expect(f"{given}; a and c go, d begins like c: work", got, {"d": (0, 5)})
 
 
 @_SUITE.property("Scheduler", hint="a copy for nobody would overwrite somebody's block")
@@ -594,7 +711,7 @@ def _undone_copies(p: SimpleNamespace) -> None:
     step = made.schedule()
     given = "5 blocks of 2; b, of two who share, copies one; then a takes two from both"
     expect(f"{given}: work", _shares(step), {"a": (3, 4)})
-    expect(f"{given}: copies", list(step.copies), [])
+    expect(f"{given}: copies", _moves(step, "copy"), [])
     _books(made, given)
 
 
@@ -613,46 +730,41 @@ def _swap(p: SimpleNamespace) -> None:
     expect(f"{given}: work", _shares(step), {"a": (4, 1)})
     expect(f"{given}: status of b", b.status.name, "SWAPPED")
     expect(f"{given}: num_computed of b", b.num_computed, 4)
-    expect(f"{given}: swapped out from", [old for old, _ in step.swap_out], held)
+    expect(f"{given}: swapped out from", [a for a, _ in _moves(step, "out")], held)
     expect(f"{given}: waiting", _names(made.waiting), ["b"])
     _books(made, given)
-    host = [new for _, new in step.swap_out]
+    host = [new for _, new in _moves(step, "out")]
     step = _step(made)
-    expect(f"{given}, next step: swap_in", list(step.swap_in), [])
+    expect(f"{given}, next step: moves in", _moves(step, "in"), [])
     expect(f"{given}, next step: work of", list(_shares(step)), ["a"])
     made.remove(a)
     step = made.schedule()
     given += ", a ends"
     expect(f"{given}: work", _shares(step), {"b": (4, 1)})
-    expect(f"{given}: swapped in from", [old for old, _ in step.swap_in], host)
-    expect(f"{given}: to", [new for _, new in step.swap_in], b.block_ids[:2])
+    back = _moves(step, "in")
+    expect(f"{given}: swapped in from", [old for old, _ in back], host)
+    expect(f"{given}: to", [new for _, new in back], b.block_ids[:2])
     expect(f"{given}: status of b", b.status.name, "RUNNING")
     _finish(made, step)
     step = _step(made)
-    expect(f"{given}, next step: swap_in", list(step.swap_in), [])
+    expect(f"{given}, next step: moves in", _moves(step, "in"), [])
     _books(made, given)
 
 
-@_SUITE.property("Scheduler", hint="is it asked for, and is there room?")
+@_SUITE.property("Scheduler", hint="what did swap_out answer?")
 def _no_swap(p: SimpleNamespace) -> None:
-    """Without swap, or without room for it in CPU memory, a victim is recomputed."""
-    for blocks, asked, wanted in ((0, False, 0), (1, True, 0), (2, True, 4)):
+    """Without room for all of it in CPU memory a victim is recomputed."""
+    for blocks, wanted in ((0, 0), (1, 0), (2, 4)):
         made = _made(p, blocks=4, swap=blocks)
-        made.swap = asked
-        a, b = _several(made, 4, 4)
+        _, b = _several(made, 4, 4)
         _step(made)
         step = made.schedule()
-        given = f"b holds 2 blocks, CPU memory has {blocks}, swap={asked}"
-        expect(f"{given}: num_computed of b", b.num_computed, wanted)
+        given = f"b holds 2 blocks and is preempted, CPU memory has {blocks}"
         status = "SWAPPED" if wanted else "WAITING"
         expect(f"{given}: status of b", b.status.name, status)
-        expect(f"{given}: blocks moved", len(step.swap_out), wanted // 2)
-    made = _made(p, blocks=4, swap=4)
-    made.swap = False
-    _, b = _several(made, 4, 4)
-    _step(made)
-    _step(made)
-    expect("CPU memory has room, swap=False: status of b", b.status.name, "WAITING")
+        expect(f"{given}: num_computed of b", b.num_computed, wanted)
+        expect(f"{given}: blocks moved", len(_moves(step, "out")), wanted // 2)
+        _books(made, given)
 
 
 @_SUITE.property("Scheduler", hint="its newest block holds nothing yet")
@@ -665,10 +777,10 @@ def _undone_is_not_swapped(p: SimpleNamespace) -> None:
         a.add_token_id(7)
     step = made.schedule()
     given = "b decodes, then a takes its blocks; there is room in CPU memory"
-    expect(f"{given}: preempted", step.preempted, 1)
+    expect(f"{given}: preempted", len(step.preempted), 1)
     expect(f"{given}: status of b", b.status.name, "WAITING")
     expect(f"{given}: num_computed of b", b.num_computed, 0)
-    expect(f"{given}: swap_out", list(step.swap_out), [])
+    expect(f"{given}: moves out", _moves(step, "out"), [])
 
 
 @_SUITE.property("Scheduler", hint="after a swap all of its blocks are other ones")
@@ -682,11 +794,12 @@ def _swapped_prefix(p: SimpleNamespace) -> None:
     for _ in range(4):  # a takes all the blocks: nothing of b's is left in the pool
         _step(made)
     made.remove(a)
-    _step(made)
-    _books(made, "b is back")
     made.add(_seq("c", 5, 2, first=100))
-    given = "b, swapped out and in, c has the same prompt of 5: work of c"
-    expect(given, _shares(made.schedule()).get("c"), (4, 1))
+    step = made.schedule()
+    given = "b, swapped out, is back in this step, and c has the same prompt of 5"
+    expect(f"{given}: its order", list(step.work), ["b", "c"])
+    expect(f"{given}: work of c", _shares(step).get("c"), (4, 1))
+    _books(made, given)
 
 
 # ----- all together
@@ -716,6 +829,7 @@ def _play(
         for i in range(count)
     ]
     left = {seq.seq_id: rng.randint(1, 6) for seq in new}  # tokens to be generated
+    stored: dict[tuple[bool, int], dict[int, tuple]] = {}  # (on the CPU, block): slots
     given = (
         f"{count} prompts of {[s.get_len() for s in new]}, 6 blocks of 2, budget "
         f"{budget}, max_num_seqs {most}, chunked {chunked}, caching {caching}, "
@@ -731,7 +845,7 @@ def _play(
             fail(f"{where}: num_tokens", step.num_tokens, f"{budget} at most")
         if len(made.running) > most:
             fail(f"{where}: running", len(made.running), f"{most} at most")
-        for work in step.work:
+        for work in step.work.values():
             seq = work.seq
             expect(f"{where}: {seq.seq_id} starts at", work.start, seq.num_computed)
             before = computed.get(seq.seq_id, seq.num_computed)
@@ -740,10 +854,15 @@ def _play(
             expect(f"{where}: {seq.seq_id} has work and room for it", enough, True)
             whole = chunked or work.end == seq.get_len()
             expect(f"{where}: {seq.seq_id} computes all at once", whole, True)
+        for kind, old, new_place in step.moves:
+            held = stored.get((kind == "in", old), {})
+            stored[kind == "out", new_place] = dict(held)
+        for work in step.work.values():
+            _compute(stored, work, where)
         _books(made, where)
         made.advance(step)
         _books(made, f"{where}, advance()")
-        for work in step.work:
+        for work in step.work.values():
             seq = work.seq
             if seq.num_missing:
                 continue
@@ -754,6 +873,17 @@ def _play(
                 seq.move_to(SequenceStatus.FINISHED_LENGTH_CAPPED)
                 made.remove(seq)
         if not new and not any(left.values()):
-            expect(f"{given}, at the end: num_free", made.blocks.num_free, 6)
+            expect(f"{given}, at the end: free blocks", len(made.memory.free), 6)
             return
     fail(given, f"{sum(map(bool, left.values()))} go on for ever", "everybody ends")
+
+
+def _compute(stored: dict, work: Any, where: str) -> None:
+    """Write the tokens of `work` to the simulated blocks, and read all before them."""
+    seq, tokens = work.seq, tuple(work.seq.get_token_ids())
+    for i in range(work.start, work.end):
+        stored.setdefault((False, seq.block_ids[i // 2]), {})[i % 2] = tokens[: i + 1]
+    for i in range(work.end):
+        got = stored.get((False, seq.block_ids[i // 2]), {}).get(i % 2)
+        what = f"{where}: {seq.seq_id} reads at token {i} what was computed after"
+        expect(what, got, tokens[: i + 1])
