@@ -598,7 +598,7 @@ def test_a_step_names_those_that_it_swaps_out():
 def test_an_equal_sequence_is_another_one():
     """Sequences compare by value: remove() must not hit a namesake's twin."""
     scheduler = Scheduler(SchedulerConfig(16, 8), BlockManager(4, 2))
-    one, two = sequence("a", 2), sequence("b", 2)
+    one, two = sequence("a", 2), sequence("b", 2, 1)
     scheduler.add(one)
     scheduler.add(two)
     scheduler.remove(two)
