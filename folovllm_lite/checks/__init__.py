@@ -14,6 +14,7 @@ from folovllm_lite.checks.harness import CheckFailed
 from folovllm_lite.checks.kv_cache_suite import kv_cache
 from folovllm_lite.checks.model_loader_suite import model_loader
 from folovllm_lite.checks.outputs_suite import outputs
+from folovllm_lite.checks.prefix_cache_suite import prefix_cache
 from folovllm_lite.checks.processor_suite import processor
 from folovllm_lite.checks.qwen3_suite import qwen3
 from folovllm_lite.checks.request_suite import request
@@ -35,6 +36,7 @@ __all__ = [
     "kv_cache",
     "model_loader",
     "outputs",
+    "prefix_cache",
     "processor",
     "qwen3",
     "request",
