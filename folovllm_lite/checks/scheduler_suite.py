@@ -503,24 +503,6 @@ def _offered_by_a_chunk(p: SimpleNamespace) -> None:
         expect(given, _shares(made.schedule()), wanted)
 
 
-@_SUITE.property("Scheduler", hint="an offer that can't be kept has to be taken back")
-def _withdrawn(p: SimpleNamespace) -> None:
-    """withdraw() takes back what a step has offered: it failed, nothing was written."""
-    made = _made(p, caching=True)
-    seqs = [_seq("a", 5), _seq("b", 5, 1), _seq("c", 5, 2, first=100)]
-    for seq in seqs:
-        made.add(seq)
-    step = made.schedule()
-    made.withdraw(work.seq for work in step.work.values())
-    for seq in seqs:
-        made.remove(seq)
-    made.add(_seq("d", 5, 3))
-    made.add(_seq("e", 5, 4, first=100))
-    given = "two like prompts of 5 and another one in a step that fails; both again"
-    expect(f"{given}: work", _shares(made.schedule()), {"d": (0, 5), "e": (0, 5)})
-    _books(made, given)
-
-
 # ----- preemption
 
 
