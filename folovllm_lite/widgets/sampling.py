@@ -17,6 +17,7 @@ from torch import Tensor
 from folovllm_lite import viz
 from folovllm_lite.sampler import SamplingRow, filter_logits, sample
 from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.viz.picture import svg_of
 from folovllm_lite.widgets.dials import (
     TOP_K,
     framed,
@@ -305,7 +306,7 @@ def draw_exploration(
     for i, line in enumerate(words):
         y = (0.2 * (len(words) - 1 - i) + 0.1) / height
         figure.text(0.01, y, f"{i + 1}. {line}", size=9, color=viz.INK)
-    return viz.Picture(viz._svg(figure), "\n".join(lines))
+    return viz.Picture(svg_of(figure), "\n".join(lines))
 
 
 class SamplingExplorer:

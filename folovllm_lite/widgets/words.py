@@ -2,13 +2,13 @@
 
 import unicodedata
 
-from folovllm_lite import viz
+from folovllm_lite.viz.picture import label as token_label
 
 
 def label(text: str) -> str:
     """A token's text for a picture: spaces visible, control characters spelled out."""
     return "".join(
-        c if c.isprintable() else f"\\x{ord(c):02x}" for c in viz._label(text)
+        c if c.isprintable() else f"\\x{ord(c):02x}" for c in token_label(text)
     )
 
 

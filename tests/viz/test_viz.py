@@ -9,6 +9,7 @@ import torch
 
 from folovllm_lite import viz
 from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.viz import course
 from tests.notebooks.course import COURSE, PACKAGE, ROOT
 
 WEIGHTS = [8.0, 4.0, 2.0, 1.0, 1.0]
@@ -85,7 +86,7 @@ def test_the_map_tells_the_truth():
         ]
         assert any(built) == part.built, part
     names = {part.name for part in viz.PARTS}
-    assert all(start in names and end in names for start, end, _ in viz._ARROWS)
+    assert all(start in names and end in names for start, end, _ in course._ARROWS)
 
 
 def test_the_readmes_picture_is_the_map():
