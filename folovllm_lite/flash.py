@@ -610,8 +610,7 @@ class FlashContext:
             if blocks is None:  # nothing came before it
                 ks, vs = k[rows].transpose(0, 1), v[rows].transpose(0, 1)
             else:
-                ks, vs = (x[:, blocks] for x in self._cache.pool[:, layer])
-                ks, vs = (x.flatten(1, 2)[:, : each.end] for x in (ks, vs))
+                ks, vs = self._cache.gather(layer, blocks, each.end)
             out[rows] = _attend_chunk(q[rows], ks, vs)
         return out.to(q.dtype)
 

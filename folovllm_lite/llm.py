@@ -23,7 +23,7 @@ from folovllm_lite.config import (
     SchedulerConfig,
 )
 from folovllm_lite.engine import LLMEngine, Prompt
-from folovllm_lite.gather import GatherContext
+from folovllm_lite.flash import FlashContext
 from folovllm_lite.generation import RequestState
 from folovllm_lite.model_loader import (
     EMBEDDED_MODEL,
@@ -151,7 +151,7 @@ def _parts(
         share=chunk if chunked else whole,
         turns=decodes_first if chunked else as_they_came,
     )
-    return scheduler, Runner(model, pool, GatherContext)
+    return scheduler, Runner(model, pool, FlashContext)
 
 
 def _num_swap_blocks(

@@ -7,6 +7,7 @@ how a part does it, so that a faster part needs no other mistakes.
 """
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
+from folovllm_lite import flash
 from folovllm_lite.block_manager import BlockManager
 from folovllm_lite.engine import LLMEngine
-from folovllm_lite.gather import GatherContext
+from folovllm_lite.flash import FlashContext, NumbaKernels
 from folovllm_lite.paged import PagedKVCache
 from folovllm_lite.prefix_cache import PrefixCache
 from folovllm_lite.request import SequenceStatus
@@ -171,7 +173,7 @@ def recompute_keeps_the_count(patch):
 
 
 def positions_restart_after_a_hit_or_chunk(patch):
-    begin = GatherContext.__init__
+    begin = FlashContext.__init__
 
     def wrong(self, cache, positions, slots, segments):
         positions = positions.clone()
@@ -181,33 +183,37 @@ def positions_restart_after_a_hit_or_chunk(patch):
                 positions[each.first : each.last] = torch.arange(count)
         begin(self, cache, positions, slots, segments)
 
-    patch(GatherContext, "__init__", wrong)
+    patch(FlashContext, "__init__", wrong)
 
 
 def the_last_slot_of_a_block_is_missed(patch):
-    begin = GatherContext.__init__
+    begin = FlashContext.__init__
 
     def wrong(self, cache, positions, slots, *rest):
         begin(
             self, cache, positions, slots - (slots % BLOCK == BLOCK - 1).long(), *rest
         )
 
-    patch(GatherContext, "__init__", wrong)
+    patch(FlashContext, "__init__", wrong)
 
 
-def decoding_rows_see_what_others_have(patch):
-    begin = GatherContext.__init__
+def decoding_rows_read_their_last_block_to_its_end(patch):
+    begin = NumbaKernels.__init__
 
-    def wrong(self, *args):
-        begin(self, *args)
-        if self._num_rows:
-            self._bias = torch.zeros_like(self._bias)
+    def wrong(self, cache, slots, rows):
+        rows = [replace(row, end=len(row.blocks) * BLOCK) for row in rows]
+        begin(self, cache, slots, rows)
 
-    patch(GatherContext, "__init__", wrong)
+    patch(NumbaKernels, "__init__", wrong)
 
 
 def a_chunk_forgets_its_past(patch):
-    patch(GatherContext, "_mask_of", lambda self, segment: None)
+    attend = flash._attend_chunk
+    patch(
+        flash,
+        "_attend_chunk",
+        lambda q, k, v: attend(q, k[:, -len(q) :], v[:, -len(q) :]),
+    )
 
 
 def moved_after_computing(patch, kind):
@@ -303,7 +309,7 @@ MUTANTS = [
     recompute_keeps_the_count,
     positions_restart_after_a_hit_or_chunk,
     the_last_slot_of_a_block_is_missed,
-    decoding_rows_see_what_others_have,
+    decoding_rows_read_their_last_block_to_its_end,
     a_chunk_forgets_its_past,
     swaps_out_after_computing,
     swaps_in_after_computing,

@@ -101,7 +101,6 @@ UNTAUGHT: dict[str, int | str] = {
     "paged": 11,
     "runner": 11,
     "flash": 12,
-    "gather": "stands in until flash has the kernels",
     "scheduler.chunk": 13,
     "scheduler.decodes_first": 13,
     "prefix_cache": 14,

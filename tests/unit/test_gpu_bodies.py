@@ -8,7 +8,7 @@ objects in place of PyTorch's sync debug mode.
 import pytest
 import torch
 
-from folovllm_lite import gather, kv_cache
+from folovllm_lite import flash, kv_cache
 from tests.gpu import test_generation_cuda as gpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -36,25 +36,18 @@ def position_off_by_one(patch):
 
 
 def mask_hides_the_first_key(patch):
-    right = gather.GatherContext._mask_of
-
-    def wrong(self, segment):
-        mask = right(self, segment)
-        if mask is not None:
-            mask[:, 0] = False
-        return mask
-
-    patch.setattr(gather.GatherContext, "_mask_of", wrong)
+    right = flash._attend_chunk
+    wrong = lambda q, k, v: right(q, k[:, 1:], v[:, 1:])  # noqa: E731
+    patch.setattr(flash, "_attend_chunk", wrong)
 
 
 def mask_shows_the_future(patch):
-    right = gather.GatherContext._mask_of
+    def wrong(q, k, v):
+        q = q.transpose(0, 1)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return attend(q[None], k[None], v[None], enable_gqa=True)[0].transpose(0, 1)
 
-    def wrong(self, segment):
-        mask = right(self, segment)
-        return None if mask is None else torch.ones_like(mask)
-
-    patch.setattr(gather.GatherContext, "_mask_of", wrong)
+    patch.setattr(flash, "_attend_chunk", wrong)
 
 
 @pytest.mark.parametrize(

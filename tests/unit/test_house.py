@@ -34,7 +34,7 @@ TOP_LEVEL = {
 ORDER = (
     "utils", "config", "sampling_params", "sampler", "request", "outputs",
     "model_loader", "attention", "layers", "qwen3", "kv_cache", "processor",
-    "generation", "scheduler", "engine", "block_manager", "paged", "runner", "gather",
+    "generation", "scheduler", "engine", "block_manager", "paged", "runner", "flash",
     "prefix_cache", "gptq", "llm",
     "viz", "widgets", "checks", "notebook", "tiny", "doctor", "bench", "__main__",
 )  # fmt: skip
