@@ -548,7 +548,7 @@ def _power_of_2(number: int) -> int:
 
 # ----- the context
 
-# A chunk of up to so many tokens is attended for token by token: measured, see `bench`.
+# A chunk of up to so many tokens is attended for token by token: to be measured.
 _FEW = 4
 
 
