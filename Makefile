@@ -1,22 +1,25 @@
 # Two commands need nothing but this clone, Python 3.11 or newer, pip and make:
 #
-#     make lab     install into .venv (the first time) and open the tour in JupyterLab
+#     make lab     install into .venv (the first time) and open the tour in JupyterLab:
+#                  your own copy of it, in my/, which git doesn't see
 #     make test    the same install, then every check that this machine can run
+#     make again   put your copy of a notebook aside and begin with a fresh one
+#                  (make again NOTEBOOK=03)
 #
 # Variables:
 #     PYTHON=python3.12        the Python that .venv is made from
 #     PY=python                use this Python as it is, with no .venv (conda)
-#     NOTEBOOK=path            what `make lab` opens
-#     LAB_ROOT=folder          what JupyterLab's file browser shows (default: all)
+#     NOTEBOOK=03              what `make lab` opens
 #     LAB_ARGS="--no-browser"  more arguments for JupyterLab
+#     COPIES=folder            where your copies are (default: my)
 #     STEPS="unit notebooks"   the steps of `make test` to run (default: all)
 #     NOTEBOOKS="path ..."     what `make notebooks` runs (default: all)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test notebooks sync lint format clean
+.PHONY: help setup lab again test notebooks sync lint format clean
 
-NOTEBOOK ?= notebooks/00_tour.ipynb
-LAB_ROOT ?= .
+NOTEBOOK ?= 00
+COPIES ?= my
 
 ifneq ($(origin PY),command line)
 PY := .venv/bin/python
@@ -31,11 +34,12 @@ help:
 
 setup: $(INSTALLED)
 
-# JupyterLab refuses to run as root (a container, say) unless told to.
 lab: $(INSTALLED)
-	@echo "Opening $(NOTEBOOK) in JupyterLab; Ctrl-C here stops it"
-	@$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) \
-		--ServerApp.root_dir="$(LAB_ROOT)" $(LAB_ARGS) "$(NOTEBOOK)"
+	@$(PY) -m folovllm_lite lab --folder "$(COPIES)" "$(NOTEBOOK)" -- $(LAB_ARGS)
+
+again: $(INSTALLED)
+	@$(if $(filter file,$(origin NOTEBOOK)),echo "Which one? make again NOTEBOOK=03" >&2; exit 2,\
+		$(PY) -m folovllm_lite lab --again --folder "$(COPIES)" "$(NOTEBOOK)")
 
 test: $(INSTALLED)
 	@$(PY) -m tests.run $(STEPS)
@@ -54,6 +58,7 @@ format: $(INSTALLED)
 	@$(PY) -m ruff check --fix --exit-zero . && $(PY) -m ruff format .
 
 clean:
+	@echo "Deleting .venv (the next command installs it again) and caches; my/ stays"
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -71,11 +76,11 @@ $(INSTALLED):
 		echo "No Python 3.11 or newer found; try: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; fi; \
 	echo "Installing $$(grep -c == requirements.txt) packages into .venv" \
-		"with $$($$py --version); once, a few minutes"; \
+		"with $$($$py --version): 1.7 GB, once, a few minutes"; \
 	pip="$(PY) -m pip"; \
 	$$py -m venv --clear .venv >/dev/null 2>&1 || { \
 		pip="$$py -m pip --python $(PY)"; \
 		$$py -m venv --clear --without-pip .venv || exit 1; }; \
-	if [ -t 1 ]; then quiet=; else quiet=-qq; fi; \
-	$$pip install $$quiet --disable-pip-version-check -r requirements.txt && touch $@
+	if [ -t 1 ]; then bar=; else bar=--progress-bar=off; fi; \
+	$$pip install $$bar --disable-pip-version-check -r requirements.txt && touch $@
 endif

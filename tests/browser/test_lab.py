@@ -1,8 +1,7 @@
 """The first thing a learner does: `make lab`, then Run All in the tour.
 
 JupyterLab is started by the Makefile itself, on a copy of the notebook without its
-outputs, so that whatever is seen was made by this run and the repository stays as it
-was.
+outputs, so that whatever is seen was made by this run.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +56,57 @@ def without_outputs(notebook: dict) -> dict:
     return notebook
 
 
+class Lab:
+    """`make lab` in a process of its own."""
+
+    def __init__(self, tmp_path: Path, root: Path = ROOT, **variables: object):
+        for name, values in SETTINGS.items():
+            file = tmp_path / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(values))
+        self.log = tmp_path / "lab.log"
+        # PY: the Python of this run, whether it lives in .venv or in conda.
+        more = {
+            "PY": sys.executable,
+            "LAB_ARGS": "--no-browser --ServerApp.port_retries=50",
+            **variables,
+        }
+        own = {name: str(tmp_path / name.lower()) for name in PRIVATE}
+        own["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
+        own["PYTHONPATH"] = str(root)
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(
+                ["make", "lab", *(f"{name}={value}" for name, value in more.items())],
+                cwd=root,
+                env={**os.environ, **own},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def printed(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def address(self) -> str:
+        """The address that it prints."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if found := re.search(r"^ +(http://localhost\S+)$", self.printed, re.M):
+                return found[1]
+            time.sleep(0.2)
+        pytest.fail(f"JupyterLab gave no address:\n{self.printed[-3000:]}")
+
+    def stop(self) -> None:
+        if self.process.poll() is not None:
+            return
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
 @pytest.fixture
 def lab(tmp_path):
     """Start `make lab` on a notebook; gives a function from notebook to URL."""
@@ -65,50 +116,12 @@ def lab(tmp_path):
         path = tmp_path / "lab" / "00_tour.ipynb"
         path.parent.mkdir()
         path.write_text(json.dumps(without_outputs(notebook)), encoding="utf-8")
-        for name, values in SETTINGS.items():
-            file = tmp_path / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(values))
-        log = tmp_path / "lab.log"
-        # PY: the Python of this run, whether it lives in .venv or in conda.
-        command = [
-            "make",
-            "lab",
-            f"PY={sys.executable}",
-            f"NOTEBOOK={path}",
-            f"LAB_ROOT={path.parent}",
-            "LAB_ARGS=--no-browser --ServerApp.port_retries=50",
-        ]
-        own = {name: str(tmp_path / name.lower()) for name in PRIVATE}
-        own["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **own},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        started.append(process)
-        # The page that sends the browser to the notebook; without --no-browser
-        # JupyterLab opens this very file.
-        opener = "jupyter_runtime_dir/jpserver-file-to-run-*-open.html"
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and process.poll() is None:
-            for file in tmp_path.glob(opener):
-                if address := re.search(r'url=(http[^"]+)"', file.read_text()):
-                    return address[1]
-            time.sleep(0.2)
-        pytest.fail(f"JupyterLab gave no address:\n{log.read_text()[-3000:]}")
+        started.append(Lab(tmp_path, COPIES=path.parent))
+        return started[-1].address()
 
     yield start
-    for process in started:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+    for each in started:
+        each.stop()
 
 
 @pytest.fixture

@@ -108,6 +108,7 @@ UNTAUGHT: dict[str, int | str] = {
     "tiny": "the embedded model and its recipe, described in its model card",
     "bench": "measures what the notebooks teach; each shows its own costs",
     "doctor": "tells what this machine can run; 00 shows its table",
+    "lab": "the learner's copies of the notebooks, and JupyterLab on them",
     "__main__": "the command line over what the notebooks teach",
 }
 

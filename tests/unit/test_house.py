@@ -27,7 +27,7 @@ INSTALL = "-r requirements.txt"
 TOP_LEVEL = {
     "notebooks", "folovllm_lite", "tests", "docs", "environment.yml", "README.md",
     "pyproject.toml", "requirements.txt", "Makefile", "LICENSE", ".github", ".ci",
-    ".gitignore",
+    ".gitignore", "CONTRIBUTING.md", ".devcontainer",
 }  # fmt: skip
 
 # The order in which the package is taught; a module imports only from those before it.
@@ -36,7 +36,8 @@ ORDER = (
     "model_loader", "attention", "layers", "qwen3", "kv_cache", "processor",
     "generation", "scheduler", "engine", "block_manager", "paged", "runner", "flash",
     "prefix_cache", "gptq", "llm",
-    "viz", "widgets", "checks", "notebook", "tiny", "doctor", "bench", "__main__",
+    "viz", "widgets", "checks", "notebook", "tiny", "doctor", "bench", "lab",
+    "__main__",
 )  # fmt: skip
 
 
