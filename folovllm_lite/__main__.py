@@ -134,10 +134,13 @@ def _write(text: str) -> None:
     print(_visible(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
-def _one_line(error: BaseException) -> str:
-    """An error's message, which may hold anything that a file or a name held."""
-    words = _visible(" ".join(str(error).split())) or type(error).__name__
-    return words if len(words) <= 600 else f"{words[:400]} … {words[-150:]}"
+def _message(error: BaseException) -> str:
+    """What an error says, which may hold anything that a file or a name held."""
+    words = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        words = f"{error.strerror}: {error.filename}" if error.filename else words
+    words = _visible(words) or type(error).__name__
+    return words if len(words) <= 1000 else f"{words[:600]} … {words[-200:]}"
 
 
 class _Losses:
@@ -388,7 +391,7 @@ def _chat(args: argparse.Namespace) -> int:
             stream = _asked(args, llm.stream, asked, params)
         # The conversation has outgrown the model, mostly.
         except (CommandError, ValueError, TypeError) as error:
-            print(f"({_one_line(error)}; /reset begins a new conversation)")
+            print(f"({_message(error)}; /reset begins a new conversation)")
             continue
         try:
             output = _show(stream)
@@ -481,7 +484,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (CommandError, ValueError, TypeError, OSError, NotImplementedError) as error:
-        print(f"{parser.prog} {args.command}: {_one_line(error)}", file=sys.stderr)
+        print(f"{parser.prog} {args.command}: {_message(error)}", file=sys.stderr)
         return 2
     losses.report(parser.prog)
     return status

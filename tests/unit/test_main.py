@@ -150,6 +150,9 @@ def test_a_conversation_that_grows_too_long_is_not_the_end(
         (["generate", "x", "--model", "/nowhere"], "'/nowhere': no such directory"),
         (["generate", "x", "--device", "gpu9"], "'gpu9' is not a device"),
         (["generate", ""], "the prompt is empty"),
+        (["generate", "x", "--model", "~nosuchuser/x"], "no user of this machine"),
+        (["generate", "x", "--model", "a" * 5000], "aaa"),
+        (["lab", "99"], "no notebook '99'; there are 00_tour"),
         (["bench", "--repeats", "0"], "--repeats must be at least 1, got 0"),
         (["bench", "--peer", "llama"], "invalid choice: 'llama'"),
     ],
@@ -168,6 +171,180 @@ def test_help_shows_examples_and_answers_at_once():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "examples:" in out.stdout and out.stdout.endswith("False\n")
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A checkpoint whose logits are NaN: every request is aborted."""
+    from safetensors.torch import load_file, save_file
+
+    folder = make_checkpoint(tmp_path_factory.mktemp("cli") / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_an_aborted_request_says_why_and_exits_with_1(capsys, broken, count):
+    status, out, err = run(capsys, "generate", "Once", "-n", count, "--model", broken)
+    assert status == 1 and "Once" in out
+    assert "aborted: the logits can't be sampled" in err
+
+
+def test_an_aborted_answer_is_not_kept_and_exits_with_1(monkeypatch, capsys, broken):
+    status, _, err, asked = talk(monkeypatch, capsys, broken, "Hi", "And now?")
+    assert status == 1 and err.count("aborted: the logits can't be sampled") == 2
+    assert [len(messages) for messages in asked] == [1, 1]
+
+
+def test_a_short_context_is_enough_unless_max_tokens_asks_for_more(capsys, checkpoint):
+    """Once the default of 256 tokens refused every request here."""
+    words = ["generate", "Once", "--model", checkpoint, "--max-model-len", "100"]
+    status, out, _ = run(capsys, *words, "--ignore-eos", "--seed", "1")
+    assert status == 0 and len(out) > 50
+    status, _, err = run(capsys, *words, "--max-tokens", "256")
+    assert status == 2 and "256" in err
+
+
+def test_version(capsys):
+    from folovllm_lite import __version__
+
+    assert run(capsys, "--version")[:2] == (0, f"folovllm-lite {__version__}\n")
+
+
+def test_chat_has_help(monkeypatch, capsys, checkpoint):
+    _, out, _, asked = talk(monkeypatch, capsys, checkpoint, "/help")
+    assert "/reset" in out and asked == []
+
+
+class Pipe:
+    """Standard input as bytes, as a pipe has it."""
+
+    def __init__(self, data):
+        self.buffer = io.BytesIO(data)
+
+    def isatty(self):
+        return False
+
+
+@pytest.mark.parametrize("word", ["从前", "\ufeffOnce"])
+def test_standard_input_is_utf8_on_every_system(capsys, checkpoint, monkeypatch, word):
+    monkeypatch.setattr(sys, "stdin", Pipe(word.encode()))
+    words = ["generate", "-", "--model", checkpoint, "--max-tokens", "1"]
+    status, out, _ = run(capsys, *words)
+    assert status == 0 and out.startswith(word.strip("\ufeff"))
+
+
+@pytest.mark.parametrize("command", [["generate", "-"], ["chat"]])
+def test_standard_input_that_is_no_text(capsys, checkpoint, monkeypatch, command):
+    monkeypatch.setattr(sys, "stdin", Pipe(b"Once\nup\xffon"))
+    status, _, err = run(capsys, *command, "--model", checkpoint, "--max-tokens", "1")
+    assert status == 2
+    assert "line 2 of standard input isn't UTF-8: byte 3 is 0xff" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "a\udcff"],
+        ["generate", "a", "--stop", "\ud83c"],
+        ["generate", "a", "--model", "\udcff"],
+        ["chat", "--system", "\ud83c"],
+    ],
+)
+def test_arguments_that_are_no_text(capsys, words):
+    status, _, err = run(capsys, *words)
+    assert status == 2 and "isn't UTF-8" in err and "Traceback" not in err
+
+
+def test_half_a_character_in_a_chat_is_not_the_end(monkeypatch, capsys, checkpoint):
+    status, out, _, asked = talk(monkeypatch, capsys, checkpoint, "\ud83c", "Hi")
+    assert status == 2 or (len(asked) == 1 and "isn't UTF-8" in out)
+
+
+def test_signs_that_the_output_lacks_are_told(monkeypatch, capsys, checkpoint):
+    """A file in cp1252, as a redirection makes on Windows, has no Chinese."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    words = ["--model", checkpoint, "--max-tokens", "1", "--top-k", "1"]
+    assert cli.main(["generate", "从前 Once", *words]) == 0
+    sys.stdout.flush()
+    assert raw.getvalue().startswith(b"?? Once")
+    said = capsys.readouterr().err
+    assert "this output is cp1252" in said and "PYTHONUTF8=1" in said
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_model_cannot_steer_the_terminal(monkeypatch, terminal):
+    r"""What it writes reaches a file as it is, and a terminal as \x1b."""
+    screen = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stdout", screen)
+    cli._write("a\x1b]0;title\x07\x9b31m\tb\n从🎈")
+    shown = r"a\x1b]0;title\x07\x9b31m" if terminal else "a\x1b]0;title\x07\x9b31m"
+    assert screen.getvalue() == shown + "\tb\n从🎈"
+
+
+def test_an_error_cannot_steer_the_terminal(capsys, monkeypatch):
+    """It may quote a tensor's name, which comes with the checkpoint."""
+
+    def fail(args):
+        raise ValueError("unexpected tensor \x1b[2Jx" + "y" * 5000)
+
+    monkeypatch.setattr(cli, "_load", fail)
+    status, _, err = run(capsys, "generate", "Once")
+    assert status == 2 and r"tensor \x1b[2Jxyy" in err and len(err) < 1000
+
+
+def test_what_is_typed_can_be_edited_and_called_back(monkeypatch, checkpoint):
+    """On a terminal of its own: the arrow keys work, and Ctrl-D ends the line."""
+    pty = pytest.importorskip("pty")
+    termios = pytest.importorskip("termios")
+    import os
+    import select
+
+    main, side = pty.openpty()
+    termios.tcsetwinsize(side, (24, 80))
+    code = "import sys; from folovllm_lite.__main__ import main; sys.exit(main())"
+    words = ["chat", "--model", checkpoint, "--max-tokens", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdin=side, stdout=side, stderr=side, close_fds=True,
+        env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(side)
+    seen = ""
+
+    def until(words):
+        nonlocal seen
+        while words not in seen:
+            assert select.select([main], [], [], 60)[0], seen
+            try:
+                seen += os.read(main, 4096).decode("utf-8", "replace")
+            except OSError:  # the other side is closed
+                return
+            if "\x1b[6n" in seen:  # where is the cursor?
+                seen = seen.replace("\x1b[6n", "")
+                os.write(main, b"\x1b[1;1R")
+
+    ready = "\x1b[?2004h"  # a prompt is there
+    # A letter forgotten and put in; the same line again; the end.
+    for keys, words in (
+        (b"/hlp\x1b[D\x1b[De\r", "/reset  forget"),
+        (b"\x1b[A\r", "/reset  forget"),
+        (b"\x04", ""),
+    ):
+        until(ready)
+        seen = ""
+        os.write(main, keys)
+        until(words)
+    assert process.wait(30) == 0
+    os.close(main)
 
 
 def test_ctrl_c_is_130(capsys, monkeypatch):
