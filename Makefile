@@ -9,6 +9,7 @@
 # Variables:
 #     PYTHON=python3.12        the Python that .venv is made from
 #     PY=python                use this Python as it is, with no .venv (conda)
+#     TORCH=cpu                install PyTorch without CUDA (Linux: 5 GB less)
 #     NOTEBOOK=03              what `make lab` opens
 #     LAB_ARGS="--no-browser"  more arguments for JupyterLab
 #     COPIES=folder            where your copies are (default: my)
@@ -76,11 +77,15 @@ $(INSTALLED):
 		echo "No Python 3.11 or newer found; try: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; fi; \
 	echo "Installing $$(grep -c == requirements.txt) packages into .venv" \
-		"with $$($$py --version): 1.7 GB, once, a few minutes"; \
+		"with $$($$py --version), once: a few minutes and 2 GB"; \
 	pip="$(PY) -m pip"; \
 	$$py -m venv --clear .venv >/dev/null 2>&1 || { \
 		pip="$$py -m pip --python $(PY)"; \
 		$$py -m venv --clear --without-pip .venv || exit 1; }; \
 	if [ -t 1 ]; then bar=; else bar=--progress-bar=off; fi; \
-	$$pip install $$bar --disable-pip-version-check -r requirements.txt && touch $@
+	install="$$pip install $$bar --disable-pip-version-check"; \
+	if [ -n "$(TORCH)" ]; then \
+		$$install uv && install=".venv/bin/uv pip install --python $(PY) \
+			--torch-backend=$(TORCH)" || exit 1; fi; \
+	$$install -r requirements.txt && touch $@
 endif

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
+from folovllm_lite.doctor import BUSY, Neighbours
 from folovllm_lite.llm import LLM
 from folovllm_lite.model_loader import get_model_and_tokenizer
 from folovllm_lite.sampling_params import SamplingParams
@@ -31,12 +33,16 @@ class Measured:
 
 @dataclass
 class Result:
-    """A benchmark: the work, the machine, a `Measured` per engine, ours first."""
+    """A benchmark: the work, the machine, a `Measured` per engine, ours first.
+
+    `others` is how many cores other processes kept busy meanwhile.
+    """
 
     work: str
     machine: str
     tokens: int
     measured: list[Measured]
+    others: float = 0.0
 
 
 def _prompts(llm: LLM, count: int, tokens: int) -> list[list[int]]:
@@ -92,16 +98,19 @@ def run(llm: LLM, args: argparse.Namespace) -> Result:
     prompts = _prompts(llm, args.requests, args.prompt_tokens)
     engines = [(Measured("folovllm_lite"), lambda n: _ours(llm, prompts, n))]
     if args.peer == "transformers":
+        disable_progress_bar()  # of loading, which would stand among ours
         peer, _ = get_model_and_tokenizer(llm.model_config, llm.device)
         engines.append(
             (Measured("transformers"), lambda n: _transformers(peer, prompts, n))
         )
     for _, work in engines:
         work(min(4, args.max_tokens))  # the first call pays for what is made only once
+    neighbours = Neighbours()
     for _ in tqdm(range(args.repeats), desc="bench"):
         for measured, work in engines:
             measured.first_token.append(work(1))
             measured.total.append(work(args.max_tokens))
+    others = neighbours.cores()
     device = (
         torch.cuda.get_device_name(llm.device)
         if llm.device.type == "cuda"
@@ -109,12 +118,18 @@ def run(llm: LLM, args: argparse.Namespace) -> Result:
     )
     dtype = str(llm.model.lm_head.weight.dtype).removeprefix("torch.")
     return Result(
-        work=f"{args.requests} requests of {args.prompt_tokens} tokens, "
-        f"{args.max_tokens} new tokens each, greedy, {dtype}",
+        work=f"{_count(args.requests, 'request')} of "
+        f"{_count(args.prompt_tokens, 'token')}, "
+        f"{_count(args.max_tokens, 'new token')} each, greedy, {dtype}",
         machine=f"{device}, torch {torch.__version__}",
         tokens=args.requests * args.max_tokens,
         measured=[measured for measured, _ in engines],
+        others=others,
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
 def report(result: Result) -> str:
@@ -132,4 +147,10 @@ def report(result: Result) -> str:
         lines.append(
             f"{'ratio':16}{peer_first / first:>13.2f}x{speed / peer_speed:>11.2f}x"
         )
+    if result.others >= BUSY:
+        lines += [
+            "",
+            f"Other programs kept {result.others:.1f} cores busy meanwhile: alone, "
+            "this machine is faster, and the ratio may be another.",
+        ]
     return "\n".join(lines)

@@ -2,11 +2,15 @@
 
 import os
 import platform
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from importlib import metadata, util
 
+import psutil
 import torch
+from packaging.requirements import Requirement
+
+BUSY = 0.3  # cores in others' hands from which on a measured speed says little
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,39 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _memory_gib() -> float | None:
+def _tested(package: str) -> tuple[str, bool]:
+    """Whether the installed version is one that the tests ran with, in words."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
-    except (AttributeError, ValueError):  # Windows has no sysconf
-        return None
+        lines = metadata.requires("folovllm-lite") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    bounds = [r.specifier for r in map(Requirement, lines) if r.name == package]
+    lowest = [b.version for each in bounds for b in each if b.operator == ">="]
+    if not lowest:  # not installed, or before it had bounds
+        return "requirements.txt names the version that was tested", True
+    if bounds[0].contains(_version(package) or "0", prereleases=True):
+        return f"tested with {lowest[0]}", True
+    return f"never tried: the tests ran with {lowest[0]}", False
+
+
+class Neighbours:
+    """What other processes take of this machine, from when it is made on."""
+
+    def __init__(self) -> None:
+        self._began, self._before = time.perf_counter(), self._taken()
+
+    @staticmethod
+    def _taken() -> float:
+        """Core-seconds of all others since the machine started."""
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+        return sum(times) - idle - twice - time.process_time()
+
+    def cores(self) -> float:
+        """How many cores they kept busy, on average."""
+        spent = time.perf_counter() - self._began
+        return max(0.0, (self._taken() - self._before) / spent)
 
 
 def _processor() -> str:
@@ -44,49 +76,21 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _works(probe: Callable[[], None]) -> str:
-    """Run a probe: "" if it works, else why not."""
-    try:
-        probe()
-    except Exception as error:  # noqa: BLE001  a probe may fail in any way
-        first = next(iter(str(error).splitlines()), "")
-        return f"{type(error).__name__}: {first}"
-    return ""
-
-
-def _probe_varlen() -> None:
-    """Paged attention in PyTorch itself: run it once on one page."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    device, half = "cuda", torch.bfloat16
-    q = torch.randn(1, 1, 64, device=device, dtype=half)
-    pages = torch.randn(1, 256, 1, 64, device=device, dtype=half)
-    ends = torch.tensor([0, 1], device=device, dtype=torch.int32)
-    varlen_attn(
-        q,
-        pages,
-        pages,
-        ends,
-        None,
-        1,
-        1,
-        window_size=(-1, 0),
-        seqused_k=torch.tensor([1], device=device, dtype=torch.int32),
-        block_table=torch.zeros(1, 1, device=device, dtype=torch.int32),
-    )
-
-
 def checkup() -> list[Finding]:
     """Look at this machine; nothing is changed and nothing is downloaded."""
-    memory = _memory_gib()
+    neighbours = Neighbours()
+    torch_means, torch_ok = _tested("torch")
+    peer_means, peer_ok = _tested("transformers")
+    peer = _version("transformers")
+    memory = psutil.virtual_memory().total / 1024**3
     findings = [
         Finding("Python", platform.python_version(), "3.11 or newer is needed"),
-        Finding("PyTorch", torch.__version__, "2.11 to 2.13 are supported"),
+        Finding("PyTorch", torch.__version__, torch_means, torch_ok),
         Finding(
             "transformers",
-            _version("transformers") or "missing",
-            "tokenizers, and the peer to measure against",
-            _version("transformers") is not None,
+            peer or "missing",
+            f"tokenizers, and the peer; {peer_means}",
+            peer is not None and peer_ok,
         ),
         Finding(
             "Processor",
@@ -94,40 +98,45 @@ def checkup() -> list[Finding]:
             f"{torch.get_num_threads()} threads",
             f"PyTorch uses {torch.backends.cpu.get_cpu_capability()}",
         ),
-        Finding(
-            "Memory",
-            f"{memory:.1f} GiB" if memory else "unknown",
-            "Qwen3-0.6B needs 1.5 GiB in bfloat16",
-        ),
+        Finding("Memory", f"{memory:.1f} GiB", "Qwen3-0.6B needs 1.5 GiB in bfloat16"),
+        _gpu(),
     ]
+    if torch.cuda.is_available():
+        findings += _cuda()
+    time.sleep(0.5)  # to see what others do while this process does nothing
+    return [*findings, _busy(neighbours.cores())]
+
+
+def _busy(cores: float) -> Finding:
+    return Finding(
+        "Other programs",
+        f"keep {cores:.1f} of {os.cpu_count()} cores busy",
+        "too little to disturb"
+        if cores < BUSY
+        else "expect less speed, and don't measure now",
+        cores < BUSY,
+    )
+
+
+def _gpu() -> Finding:
     if not torch.cuda.is_available():
-        return [
-            *findings,
-            Finding("GPU", "none", "everything runs on the CPU, in float32", ok=False),
-            Finding(
-                "Paged attention kernel",
-                "none without a GPU",
-                "gathered blocks and plain attention stand in",
-                ok=False,
-            ),
-            Finding(
-                "CUDA graphs", "none without a GPU", "an eager step stands in", ok=False
-            ),
-        ]
+        return Finding("GPU", "none", "everything runs on the CPU", ok=False)
     index = torch.cuda.current_device()
     free, total = torch.cuda.mem_get_info(index)
     major, minor = torch.cuda.get_device_capability(index)
+    return Finding(
+        "GPU",
+        f"{torch.cuda.get_device_name(index)}, {total / 1024**3:.0f} GiB "
+        f"({free / 1024**3:.0f} free), compute {major}.{minor}",
+        f"CUDA {torch.version.cuda}",
+    )
+
+
+def _cuda() -> list[Finding]:
+    """What only matters beside a GPU."""
     bf16 = torch.cuda.is_bf16_supported()
-    varlen = _works(_probe_varlen)
     triton = util.find_spec("triton") is not None
     return [
-        *findings,
-        Finding(
-            "GPU",
-            f"{torch.cuda.get_device_name(index)}, {total / 1024**3:.0f} GiB "
-            f"({free / 1024**3:.0f} free), compute {major}.{minor}",
-            f"CUDA {torch.version.cuda}",
-        ),
         Finding(
             "bfloat16",
             "yes" if bf16 else "no",
@@ -135,15 +144,9 @@ def checkup() -> list[Finding]:
             bf16,
         ),
         Finding(
-            "Paged attention kernel",
-            varlen or "torch varlen_attn with a block table",
-            "gathered blocks stand in" if varlen else "used by the paged KV cache",
-            not varlen,
-        ),
-        Finding(
             "Triton",
             _version("triton") or "installed" if triton else "missing",
-            "our own kernels" if triton else "PyTorch's kernels stand in",
+            "for kernels of our own" if triton else "PyTorch's kernels stand in",
             triton,
         ),
     ]
