@@ -9,7 +9,7 @@
 # Variables:
 #     PYTHON=python3.12        the Python that .venv is made from
 #     PY=python                use this Python as it is, with no .venv (conda)
-#     TORCH=cpu                install PyTorch without CUDA (Linux: 5 GB less)
+#     TORCH=cpu                install PyTorch without CUDA (Linux: several GB less)
 #     NOTEBOOK=03              what `make lab` opens
 #     LAB_ARGS="--no-browser"  more arguments for JupyterLab
 #     COPIES=folder            where your copies are (default: my)

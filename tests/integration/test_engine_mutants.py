@@ -2,8 +2,8 @@
 
 A judge that has never rejected anything proves nothing. So the state machine of
 test_engine_oracle runs here on engines with one mistake patched in, and has to object.
-The patches use what the parts promise each other (blocks, moves, slots, positions), not
-how a part does it, so that a faster part needs no other mistakes.
+The patches reach into the parts as they are written, private methods included: a part
+that is written anew needs its mistakes put into it again.
 """
 
 import contextlib

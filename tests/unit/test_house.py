@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -158,9 +159,39 @@ def test_the_readme_lists_the_course_as_it_is():
         assert (f"notebooks/{lesson.file}" in name) == there, lesson.file
 
 
-def test_the_readme_links_to_files_that_exist():
-    for target in re.findall(r"\]\((?!\w+:|#)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/README.md"])
+def test_links_lead_to_files_that_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!\w+:|#)([^)#]+)", text)
+    for target in targets:
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_index_of_documents_names_all():
+    page = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "docs").rglob("*.md"):
+        name = path.relative_to(ROOT / "docs").as_posix()
+        assert name == "README.md" or f"]({name})" in page, name
+
+
+def test_the_readme_adds_up_the_cards():
+    """Its hours are those of the notebooks' title cards, to the next hour."""
+    minutes = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        card = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+        minutes.append(int(re.search(r"\*\*Time:\*\*\s+(\d+)", "".join(card))[1]))
+    said = re.search(r"takes about (\d+)\s+hours", README)
+    assert abs(int(said[1]) - sum(minutes) / 60) <= 1, sum(minutes)
+
+
+def test_templates_and_container_can_be_read():
+    """And what the container runs is a target of the Makefile."""
+    for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert path.name == "config.yml" or {"name", "description", "body"} <= set(form)
+    container = (ROOT / ".devcontainer/devcontainer.json").read_text(encoding="utf-8")
+    make, target, *_ = json.loads(container)["postCreateCommand"].split()
+    assert make == "make" and target in makefile_targets()
 
 
 def test_nothing_stands_at_the_top_that_has_no_business_there():
