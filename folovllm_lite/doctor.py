@@ -146,7 +146,7 @@ def _cuda() -> list[Finding]:
         Finding(
             "Triton",
             _version("triton") or "installed" if triton else "missing",
-            "for kernels of our own" if triton else "PyTorch's kernels stand in",
+            "attention on the GPU" if triton else "PyTorch's kernels stand in",
             triton,
         ),
     ]
