@@ -11,19 +11,16 @@ from torch.nn import functional as F
 from folovllm_lite import attention as package
 from folovllm_lite.checks.harness import Suite, expect, fail, plain
 
-_SUITE = Suite(package)
-
-
-def attention(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = attention = Suite(
+    package,
     """Judge attention and PlainContext, or one of them.
 
     `checks.attention(attention=mine)` judges one function, `checks.attention(module)`
     all of a module. The contract: q [T, Hq, D], k and v [S, Hkv, D], key s stands at
-    position s, and query t sees the keys up to q_positions[t]. Raises CheckFailed at
-    the end if a property doesn't hold.
-    """
-    with torch.no_grad():
-        _SUITE.run(pieces, **named)
+    position s, and query t sees the keys up to q_positions[t].
+    """,
+    inside=torch.no_grad,
+)
 
 
 def expect_close(given: str, got: Any, wanted: Tensor, within: float = 1e-4) -> None:

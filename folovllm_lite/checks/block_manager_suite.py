@@ -12,17 +12,14 @@ from folovllm_lite.prefix_cache import PrefixCache
 from folovllm_lite.request import Sequence, SequenceData
 from folovllm_lite.sampling_params import SamplingParams
 
-_SUITE = Suite(package)
-
-
-def block_manager(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = block_manager = Suite(
+    package,
     """Judge FreeBlocks and BlockManager of `folovllm_lite.block_manager`.
 
     `checks.block_manager(BlockManager=Mine)` judges one class,
-    `checks.block_manager(module)` both of a module. Raises CheckFailed at the end if a
-    property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
+    `checks.block_manager(module)` both of a module.
+    """,
+)
 
 
 def _seq(tokens: Iterable[int], name: str = "a", **params: Any) -> Sequence:

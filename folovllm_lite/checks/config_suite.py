@@ -11,16 +11,14 @@ import torch
 from folovllm_lite import config as package
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 
-_SUITE = Suite(package)
-
-
-def config(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = config = Suite(
+    package,
     """Judge the four configs, or some of them, or notebook 01's exercises.
 
     `checks.config(CacheConfig=Mine)` judges one class, `checks.config(module)` all of a
-    module. Raises CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
+    module.
+    """,
+)
 
 
 @_SUITE.property(

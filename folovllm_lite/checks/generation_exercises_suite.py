@@ -12,15 +12,11 @@ from folovllm_lite.checks.harness import Suite, expect, fail
 from folovllm_lite.kv_cache import ContiguousKVCache
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
 
-_SUITE = Suite(package)
-
-
-def generation_exercises(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = generation_exercises = Suite(
+    package,
     """Judge the exercises of notebook 09: `predict_run`, `serve` and `speculate`.
-
-    Raises CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
+    """,
+)
 
 
 # ----- 1. Trace

@@ -19,23 +19,20 @@ from folovllm_lite.request import Request, SequenceStatus
 from folovllm_lite.sampler import SamplerOutput, SamplingRow, gather_logprobs, sample
 from folovllm_lite.sampling_params import SamplingParams
 
-_SUITE = Suite(package)
+_SUITE = generation = Suite(
+    package,
+    """Judge generate, RequestState and Generation, or some of them.
+
+    `checks.generation(generate=mine)` judges one function, `checks.generation(module)`
+    all of a module. The engine of notebook 09 is judged as `LLM`, against the
+    package's.
+    """,
+)
 _PROMPT = [5, 9, 3]
 _LIMIT = 24  # tokens that the judge's model was built for
 _V = 28
 _NEAR = 1e-3
 _TOO_MANY = 200  # forward passes: no property needs half of them
-
-
-def generation(pieces: Any = None, /, **named: Any) -> None:
-    """Judge generate, RequestState and Generation, or some of them.
-
-    `checks.generation(generate=mine)` judges one function,
-    `checks.generation(module)` all of a module. The engine of notebook 09 is judged as
-    `LLM`, against the package's. Raises CheckFailed at the end if a property doesn't
-    hold.
-    """
-    _SUITE.run(pieces, **named)
 
 
 # ----- a model and a tokenizer that cost nothing, and what they should generate

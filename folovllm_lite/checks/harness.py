@@ -3,21 +3,29 @@
 A property is a function of the pieces it judges. Its docstring is the sentence that is
 printed, and it says what it saw through `expect`, with inputs that go from small to
 large, so that the first failure is the smallest. Whatever the judged code raises is
-shown with the line of that code where it happened, never as a traceback through this
-package.
+shown with the calls that led to it and the line of that code where it happened, never
+as a traceback through this package. What isn't written yet gets a line without a hint:
+hints belong to attempts.
 """
 
 import inspect
+import linecache
+import re
+import reprlib
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
 
 _PACKAGE = Path(__file__).parents[1]
+_LIBRARY = Path(sysconfig.get_path("stdlib"))
+_CALLS = 4  # of those that led to an exception, shown at most
 
 
 class CheckFailed(AssertionError):
@@ -45,18 +53,36 @@ class Property:
 class Suite:
     """Properties of the pieces of one module of the package.
 
+    To judge, call it: `checks.sampler(apply_top_k=mine)` judges one function,
+    `checks.sampler(module)` all of a module, and so does a dict of names.
+
     Args:
         module: where a piece comes from that isn't given.
+        about: what is judged, and by which contract; becomes its docstring.
+        inside: makes the context in which every property runs.
     """
 
-    def __init__(self, module: ModuleType):
+    def __init__(
+        self,
+        module: ModuleType,
+        about: str = "",
+        inside: Callable[[], AbstractContextManager] = nullcontext,
+    ):
         self.module = module
+        self.inside = inside
         self.properties: list[Property] = []
+        self.__doc__ = inspect.cleandoc(about) or None
+
+    def __call__(self, pieces: Any = None, /, **named: Any) -> None:
+        """Judge as `run` does."""
+        self.run(pieces, **named)
 
     def property(self, *needs: str, hint: str) -> Callable:
         """Register a function as a property of the pieces called `needs`."""
 
         def register(function: Callable[[SimpleNamespace], None]) -> Callable:
+            if function.__name__ in {each.holds.__name__ for each in self.properties}:
+                raise ValueError(f"two properties are named {function.__name__}")
             sentence = " ".join(inspect.getdoc(function).split())
             self.properties.append(Property(sentence, needs, hint, function))
             return function
@@ -93,7 +119,8 @@ class Suite:
                 raise TypeError(f"{name} must be something to call, got {piece!r}")
         together = SimpleNamespace(**{**vars(self.module), **given})
         chosen = [each for each in self.properties if given.keys() & set(each.needs)]
-        failed = sum(not _report(each, together) for each in chosen)
+        with self.inside():
+            failed = sum(not _report(each, together) for each in chosen)
         if failed:
             raise CheckFailed(
                 f"{failed} of {len(chosen)} properties don't hold yet, see above"
@@ -116,10 +143,12 @@ def _report(each: Property, pieces: SimpleNamespace) -> bool:
     except _Mismatch as mismatch:
         given, got, wanted = mismatch.args
         lines = [f"input:    {given}", f"got:      {got}", f"expected: {wanted}"]
-    except NotImplementedError as error:
-        lines = [f"not written yet: {error or _place(error)}"]
     except Exception as error:  # noqa: BLE001  whatever a learner's code may raise
-        lines = [f"{type(error).__name__}: {error}", _place(error)]
+        calls = _calls(error)
+        if isinstance(error, NotImplementedError) and calls and calls[-1].is_learners:
+            print(f"✗ {each.sentence} (not written yet)")
+            return False
+        lines = [f"{type(error).__name__}: {error}", *map(str, calls[-_CALLS:])]
     else:
         print(f"✓ {each.sentence}")
         return True
@@ -130,14 +159,74 @@ def _report(each: Property, pieces: SimpleNamespace) -> bool:
     return False
 
 
-def _place(error: Exception) -> str:
-    """The last line outside this package and the libraries on the way to the error."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        ours = _PACKAGE in file.parents and "checks" in file.parts
-        if not ours and "site-packages" not in file.parts and frame.line:
-            return f"in {frame.name}, line {frame.lineno}: {frame.line.strip()}"
-    return ""
+@dataclass(frozen=True)
+class _Call:
+    """A call on the way to an exception, and the line of it that was running."""
+
+    function: str
+    arguments: str
+    file: Path
+    number: int
+    line: str
+
+    @property
+    def is_learners(self) -> bool:
+        """Whether it is no code of this package."""
+        return _PACKAGE not in self.file.parents
+
+    def __str__(self) -> str:
+        where = f"line {self.number}"
+        if not self.is_learners:
+            where += f" of folovllm_lite/{self.file.relative_to(_PACKAGE).as_posix()}"
+        return f"in {self.function}({self.arguments}), {where}: {self.line}"
+
+
+def _calls(error: Exception) -> list[_Call]:
+    """The calls outside this folder and the libraries, the outermost first."""
+    found = []
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        judge = file.parent == Path(__file__).parent
+        library = "site-packages" in file.parts or _LIBRARY in file.parents
+        if judge or library:
+            continue
+        text = linecache.getline(str(file), number).strip()
+        if text:
+            name, given = frame.f_code.co_name, _arguments(frame)
+            found.append(_Call(name, given, file, number, text))
+    return found
+
+
+def _arguments(frame: FrameType) -> str:
+    """What a function was called with, shortened."""
+    names, star, stars, values = inspect.getargvalues(frame)
+    given = [f"{name}={_short(values[name])}" for name in names if name != "self"]
+    if star:
+        given += map(_short, values[star])
+    if stars:
+        given += [f"{name}={_short(value)}" for name, value in values[stars].items()]
+    return ", ".join(given)
+
+
+class _Short(reprlib.Repr):
+    """Values in a few words, without an address, which differs from run to run."""
+
+    maxstring = maxother = 40
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        """Whatever is no list, dict, string or int."""
+        if isinstance(value, torch.Tensor):
+            small = value.numel() <= 12
+            return str(plain(value)) if small else f"a tensor {list(value.shape)}"
+        if isinstance(value, float):
+            return repr(plain(value))
+        if isinstance(value, torch.nn.Module) or " at 0x" in repr(value):
+            return f"<{getattr(value, '__name__', type(value).__name__)}>"
+        return super().repr_instance(value, level)
+
+
+def _short(value: Any) -> str:
+    return _Short().repr(value)
 
 
 def expect(given: str, got: Any, wanted: Any) -> None:
@@ -150,14 +239,17 @@ def expect(given: str, got: Any, wanted: Any) -> None:
         raise _Mismatch(given, got, wanted)
 
 
-def expect_error(given: str, call: Callable[[], Any], error: type, *words: str) -> None:
-    """Fail unless `call` raises `error` with a message that holds all `words`."""
-    about = f" that says {' and '.join(map(repr, words))}" if words else ""
+def expect_error(given: str, call: Callable[[], Any], error: type, *named: str) -> None:
+    """Fail unless `call` raises `error` with a message that names all of `named`.
+
+    Those are fields and values: what the message says of them is the author's to word.
+    """
+    about = f" that names {' and '.join(named)}" if named else ""
     wanted = f"{error.__name__}{about}"
     try:
         got = call()
     except error as raised:
-        if all(word in str(raised) for word in words):
+        if all(_names(str(raised), each) for each in named):
             return
         fail(given, f"{type(raised).__name__}: {raised}", wanted)
     except NotImplementedError:
@@ -166,6 +258,13 @@ def expect_error(given: str, call: Callable[[], Any], error: type, *words: str) 
     except Exception as raised:  # noqa: BLE001
         fail(given, f"{type(raised).__name__}: {raised}", wanted)
     fail(given, f"no error, but {got!r}", wanted)
+
+
+def _names(message: str, value: str) -> bool:
+    """Whether the message holds the value, and not only as a part of a number."""
+    before = r"(?<![\d.])" if value[:1].isdigit() else ""
+    after = r"(?!\d|\.\d)" if value[-1:].isdigit() else ""
+    return re.search(before + re.escape(value) + after, message) is not None
 
 
 def fail(given: str, got: Any, wanted: Any) -> NoReturn:

@@ -12,17 +12,15 @@ from folovllm_lite.attention import PlainContext, attention
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
 
-_SUITE = Suite(package)
-
-
-def kv_cache(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = kv_cache = Suite(
+    package,
     """Judge ContiguousKVCache through its steps, or notebook 07's exercises.
 
     `checks.kv_cache(ContiguousKVCache=Mine)` judges a class, `checks.kv_cache(module)`
     a module's. The exercises are judged as `predict_slots`, `DoublingKVCache` and
-    `PackedContext`. Raises CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
+    `PackedContext`.
+    """,
+)
 
 
 # ----- what the properties share

@@ -18,19 +18,16 @@ from folovllm_lite import model_loader as package
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 from folovllm_lite.config import ModelConfig
 
-_SUITE = Suite(package)
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-
-
-def model_loader(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = model_loader = Suite(
+    package,
     """Judge the loader's functions and ModelLoader, or some of them.
 
     `checks.model_loader(weight_files=mine)` judges one function,
-    `checks.model_loader(module)` all of a module. Raises CheckFailed at the end if a
-    property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
+    `checks.model_loader(module)` all of a module.
+    """,
+)
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
 
 
 # ----- checkpoints small enough to write in a moment

@@ -7,18 +7,14 @@ from typing import Any
 from folovllm_lite import outputs as package
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 
-_SUITE = Suite(package)
-
-
-def outputs(pieces: Any = None, /, **named: Any) -> None:
-    """Judge Logprob, RequestMetrics, CompletionOutput and RequestOutput, or some of
-    them.
+_SUITE = outputs = Suite(
+    package,
+    """Judge Logprob, RequestMetrics, CompletionOutput, RequestOutput, or some of them.
 
     `checks.outputs(RequestOutput=Mine)` judges one class, `checks.outputs(module)` all
-    of a module. The exercise of notebook 04 is judged as `deltas`. Raises CheckFailed
-    at the end if a property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
+    of a module. The exercise of notebook 04 is judged as `deltas`.
+    """,
+)
 
 
 def _output(p: SimpleNamespace, *completions: Any, **more: Any) -> Any:

@@ -12,17 +12,15 @@ from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 from folovllm_lite.request import Sequence, SequenceData
 from folovllm_lite.sampling_params import SamplingParams
 
-_SUITE = Suite(package)
-
-
-def prefix_cache(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = prefix_cache = Suite(
+    package,
     """Judge PrefixCache and name_block of `folovllm_lite.prefix_cache`, or one of them.
 
     `checks.prefix_cache(PrefixCache=Mine)` judges one class,
     `checks.prefix_cache(module)` all of a module. The blocks are held by the package's
-    own BlockManager. Raises CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
+    own BlockManager.
+    """,
+)
 
 
 def _seq(tokens: Iterable[int], name: str = "a", salt: bytes = b"") -> Sequence:

@@ -11,18 +11,16 @@ from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 from folovllm_lite.outputs import Logprob
 from folovllm_lite.sampling_params import SamplingParams
 
-_SUITE = Suite(package)
-
-
-def processor(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = processor = Suite(
+    package,
     """Judge InputProcessor, TokenTexts, ByteDetokenizer, WindowDetokenizer,
     OutputBuilder, find_stop and held_back, or some of them.
 
     `checks.processor(held_back=mine)` judges one function, `checks.processor(module)`
     all of a module. The exercises of notebook 08 are judged as `predict_news`, `ready`
-    and `hide`. Raises CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
+    and `hide`.
+    """,
+)
 
 
 # ----- tokenizers that are small enough to see through

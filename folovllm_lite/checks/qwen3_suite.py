@@ -19,10 +19,16 @@ from folovllm_lite import qwen3 as package
 from folovllm_lite.checks.attention_suite import expect_close
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 
-_SUITE = Suite(package)
+
+@contextmanager
+def _untouched() -> Iterator[None]:
+    """Without gradients, and with the caller's random numbers left alone."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        yield
 
 
-def qwen3(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = qwen3 = Suite(
+    package,
     """Judge the transformer, or some of its pieces: Qwen3Config, rope_frequencies,
     rotate, RMSNorm, Attention, MLP, Layer, Qwen3.
 
@@ -32,11 +38,10 @@ def qwen3(pieces: Any = None, /, **named: Any) -> None:
     Face's checkpoints; `fuse` is judged where there is one. What rotate, Attention and
     Layer get as cos and sin is [T, 1, D] for all D dimensions: the two halves of cos
     are alike, and the first half of sin is negative. What a Qwen3 hands to layers of
-    its own is its own business. Raises CheckFailed at the end if a property doesn't
-    hold.
-    """
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        _SUITE.run(pieces, **named)
+    its own is its own business.
+    """,
+    inside=_untouched,
+)
 
 
 # ----- a reference that shares nothing with the package, in float64

@@ -10,7 +10,14 @@ from folovllm_lite import request as package
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 from folovllm_lite.sampling_params import SamplingParams
 
-_SUITE = Suite(package)
+_SUITE = request = Suite(
+    package,
+    """Judge the classes of `folovllm_lite.request`, or some of them.
+
+    `checks.request(Sequence=Mine)` judges one class, `checks.request(module)` all of a
+    module. The exercises of notebook 04 are judged by their functions' names.
+    """,
+)
 
 # The arrows once more, by hand: a slip in the package's table has to show.
 _ARROWS = {
@@ -31,16 +38,6 @@ _STATUSES = (
     "FINISHED_ABORTED",
     "FINISHED_IGNORED",
 )
-
-
-def request(pieces: Any = None, /, **named: Any) -> None:
-    """Judge the classes of `folovllm_lite.request`, or some of them.
-
-    `checks.request(Sequence=Mine)` judges one class, `checks.request(module)` all of a
-    module. The exercises of notebook 04 are judged by their functions' names. Raises
-    CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
 
 
 def _sequence(p: SimpleNamespace, prompt=(7, 8), output=(), blocks=()) -> Any:

@@ -13,17 +13,15 @@ from folovllm_lite.checks.harness import Suite, expect, expect_error, fail, plai
 from folovllm_lite.sampler import SamplingRow
 from folovllm_lite.sampling_params import SamplingParams
 
-_SUITE = Suite(package)
-_DRAWS = 4000
-
-
-def sampler(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = sampler = Suite(
+    package,
     """Judge the sampler's functions: all of a module, or some of them by name.
 
     `checks.sampler(apply_top_k=mine)` judges one function. Functions that aren't given
-    are the package's. Raises CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
+    are the package's.
+    """,
+)
+_DRAWS = 4000
 
 
 def _logits(*rows: list[float]) -> Tensor:

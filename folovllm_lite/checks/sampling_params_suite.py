@@ -8,7 +8,14 @@ from typing import Any
 from folovllm_lite import sampling_params as package
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 
-_SUITE = Suite(package)
+_SUITE = sampling_params = Suite(
+    package,
+    """Judge SamplingParams and SamplingType, or the answer to an exercise.
+
+    `checks.sampling_params(SamplingParams=Mine)` judges one class,
+    `checks.sampling_params(module)` all of a module.
+    """,
+)
 
 _DEFAULTS = {
     "n": 1,
@@ -39,16 +46,6 @@ _FLOATS = [name for name, value in _DEFAULTS.items() if isinstance(value, float)
 _FLAGS = [name for name, value in _DEFAULTS.items() if isinstance(value, bool)]
 _COUNTS = ["n", "best_of", "top_k", "max_tokens", "min_tokens", "logprobs",
            "prompt_logprobs", "seed"]  # fmt: skip
-
-
-def sampling_params(pieces: Any = None, /, **named: Any) -> None:
-    """Judge SamplingParams and SamplingType, or the answer to an exercise.
-
-    `checks.sampling_params(SamplingParams=Mine)` judges one class,
-    `checks.sampling_params(module)` all of a module. Raises CheckFailed at the end if a
-    property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
 
 
 def _call(given: dict[str, Any]) -> str:

@@ -12,17 +12,15 @@ from folovllm_lite.prefix_cache import PrefixCache
 from folovllm_lite.request import Sequence, SequenceData, SequenceStatus
 from folovllm_lite.sampling_params import SamplingParams
 
-_SUITE = Suite(package)
-
-
-def scheduler(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = scheduler = Suite(
+    package,
     """Judge the pieces of `folovllm_lite.scheduler`, or some of them.
 
     `checks.scheduler(Scheduler=Mine)` judges a class, `checks.scheduler(chunk=mine)` a
     function, `checks.scheduler(module)` all of a module. The memory is the package's
-    own BlockManager. Raises CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
+    own BlockManager.
+    """,
+)
 
 
 def _made(

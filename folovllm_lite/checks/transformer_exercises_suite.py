@@ -12,16 +12,13 @@ from folovllm_lite import attention as package
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config, rotate
 
-_SUITE = Suite(package)
-
-
-def transformer_exercises(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = transformer_exercises = Suite(
+    package,
     """Judge predict_attention, pairs_to_halves or PackedContext.
 
-    `checks.transformer_exercises(PackedContext=mine)` judges one of them. Raises
-    CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
+    `checks.transformer_exercises(PackedContext=mine)` judges one of them.
+    """,
+)
 
 
 # ----- 1. trace: two queries, three keys, four heads

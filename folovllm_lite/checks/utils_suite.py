@@ -18,7 +18,14 @@ import torch
 from folovllm_lite import utils as package
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 
-_SUITE = Suite(package)
+_SUITE = utils = Suite(
+    package,
+    """Judge the helpers for seeds, ids, devices and GPU memory, or some of them.
+
+    `checks.utils(get_device=mine)` judges one function, `checks.utils(module)` all of a
+    module.
+    """,
+)
 _GIB = 1024**3
 
 _DRAWS = {
@@ -26,15 +33,6 @@ _DRAWS = {
     "numpy.random.rand()": numpy.random.rand,
     "torch.rand(1)": lambda: torch.rand(1).item(),
 }
-
-
-def utils(pieces: Any = None, /, **named: Any) -> None:
-    """Judge the helpers for seeds, ids, devices and GPU memory, or some of them.
-
-    `checks.utils(get_device=mine)` judges one function, `checks.utils(module)` all of a
-    module. Raises CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(pieces, **named)
 
 
 @contextmanager

@@ -4,16 +4,14 @@ A mutant is the package's module with one mistake that somebody could make, or h
 Each has to turn the line red that is about it, and not just any.
 """
 
-import inspect
-
 import pytest
 
 from folovllm_lite import block_manager as module
 from folovllm_lite import checks
 from folovllm_lite.block_manager import BlockManager, FreeBlocks
-from folovllm_lite.checks.block_manager_suite import _SUITE
 from folovllm_lite.request import Sequence, SequenceData
 from folovllm_lite.sampling_params import SamplingParams
+from tests.checks.mutants import mutant, red, refuse
 
 
 def test_the_package_passes(capsys):
@@ -441,47 +439,21 @@ MUTANTS = {
 }  # fmt: skip
 
 
-def mutant(*edits: tuple[str, str]) -> dict:
-    """The pieces of the package's module after edits of its source."""
-    source = inspect.getsource(module)
-    for old, new in edits:
-        assert source.count(old) == 1, f"{old!r} stands there {source.count(old)} times"
-        source = source.replace(old, new)
-    names = {"__name__": "mutant"}
-    exec(compile(source, "mutant.py", "exec"), names)
-    return {name: names[name] for name in ("BlockManager", "FreeBlocks")}
-
-
-def red(out: str) -> list[str]:
-    """The properties' names of the red lines."""
-    sentences = {each.sentence: each.holds.__name__ for each in _SUITE.properties}
-    return [sentences[x[2:]] for x in out.splitlines() if x.startswith("✗ ")]
-
-
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_suite_rejects(name, capsys):
     wanted, *edits = MUTANTS[name]
     if isinstance(edits[0], str):
-        edits = [tuple(edits)]
-    with pytest.raises(checks.CheckFailed, match="don't hold"):
-        checks.block_manager(mutant(*edits))
-    out = capsys.readouterr().out
-    assert wanted in red(out)
-    assert "hint:" in out and "Traceback" not in out
-    assert "AttributeError" not in out, "rejected by accident, not for its mistake"
+        edits = [tuple(edits[:2]), *edits[2:]]
+    refuse(checks.block_manager, mutant(module, *edits), wanted, capsys)
 
 
 def test_every_property_has_a_mutant_of_its_own():
     """Without one nobody knows if the line can turn red."""
     named = {wanted for wanted, *_ in MUTANTS.values()}
     catch_all = {"_anything"}
-    assert {each.holds.__name__ for each in _SUITE.properties} - catch_all == named
-
-
-def test_names_of_properties_are_unique():
-    """Two of one name hide each other's mutants."""
-    names = [each.holds.__name__ for each in _SUITE.properties]
-    assert len(set(names)) == len(names)
+    assert {
+        each.holds.__name__ for each in checks.block_manager.properties
+    } - catch_all == named
 
 
 # ----- other right answers
@@ -645,7 +617,9 @@ def test_another_right_answer_passes(other, capsys):
         checks.block_manager(BlockManager=other)
     except checks.CheckFailed:
         assert other is CountsAnew
-    assert red(capsys.readouterr().out) == ["_integrity"] * (other is CountsAnew)
+    assert red(checks.block_manager, capsys.readouterr().out) == ["_integrity"] * (
+        other is CountsAnew
+    )
 
 
 # ----- what a property can't say: things of this implementation alone

@@ -1,6 +1,5 @@
 """The exercises of notebook 09: the solutions pass, mistakes are rejected."""
 
-import ast
 from collections import deque
 from unittest import mock
 
@@ -14,25 +13,9 @@ from folovllm_lite.kv_cache import ContiguousKVCache
 from folovllm_lite.request import Request
 from folovllm_lite.sampler import SamplerOutput
 from folovllm_lite.sampling_params import SamplingParams
-from tests.notebooks.course import NOTEBOOKS, read
+from tests.checks.mutants import solutions
 
-
-def solutions():
-    """What the solutions define, without running their calls."""
-    names = {}
-    for cell in read(NOTEBOOKS / "solutions" / "09_generation_loop.ipynb")["cells"]:
-        if cell["cell_type"] == "code":
-            tree = ast.parse(cell["source"])
-            tree.body = [
-                node
-                for node in tree.body
-                if isinstance(node, ast.FunctionDef | ast.Import | ast.ImportFrom)
-            ]
-            exec(compile(tree, cell["id"], "exec"), names)
-    return names
-
-
-SOLVED = solutions()
+SOLVED = solutions("09_generation_loop.ipynb")
 EXERCISES = ("predict_run", "serve", "speculate")
 
 

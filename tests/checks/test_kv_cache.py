@@ -4,7 +4,6 @@ Each mutant is a cache that somebody has shipped, or nearly: positions that star
 a mask aligned with the wrong corner, a length that the model counts.
 """
 
-import ast
 import copy
 
 import pytest
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from folovllm_lite import checks
 from folovllm_lite import kv_cache as package
 from folovllm_lite.kv_cache import ContiguousKVCache
-from tests.notebooks.course import NOTEBOOKS, read
+from tests.checks.mutants import solutions
 
 
 def test_the_package_passes(capsys):
@@ -347,19 +346,7 @@ def test_a_wrong_corner_is_shown_on_the_smallest_chunk(capsys):
 # ----- the exercises
 
 
-def solutions():
-    """What the solutions define, without running their calls."""
-    names = {}
-    for cell in read(NOTEBOOKS / "solutions" / "07_kv_cache.ipynb")["cells"]:
-        if cell["cell_type"] == "code":
-            tree = ast.parse(cell["source"])
-            kinds = ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
-            tree.body = [node for node in tree.body if isinstance(node, kinds)]
-            exec(compile(tree, cell["id"], "exec"), names)
-    return names
-
-
-SOLVED = solutions()
+SOLVED = solutions("07_kv_cache.ipynb")
 EXERCISES = ("predict_slots", "DoublingKVCache", "PackedContext")
 Doubling, Packed = SOLVED["DoublingKVCache"], SOLVED["PackedContext"]
 

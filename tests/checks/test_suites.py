@@ -13,7 +13,9 @@ import torch
 from folovllm_lite import checks
 from folovllm_lite import config as config_module
 from folovllm_lite import sampler as sampler_module
+from folovllm_lite.checks.harness import Suite, expect_error
 from folovllm_lite.sampler import SamplerOutput
+from folovllm_lite.sampling_params import SamplingParams
 
 REMOVED = -math.inf
 
@@ -507,16 +509,119 @@ def test_an_exception_is_shown_with_the_line_that_raised_it(capsys):
     with pytest.raises(checks.CheckFailed):
         checks.sampler(apply_top_k=mine)
     out = capsys.readouterr().out
-    assert "IndexError" in out and "return logits[99]" in out and "harness" not in out
+    assert "IndexError: index 99 is out of bounds" in out
+    assert "return logits[99]" in out and "harness" not in out
+    assert "in mine(logits=[[0.0, 0.6931]], top_k=[[1]]), line" in out
 
 
-def test_a_stub_is_not_written_yet(capsys):
+def test_the_calls_that_led_to_an_exception_are_shown_in_order(capsys):
+    class Deep:
+        def __init__(self, numbers):
+            self.numbers = numbers
+
+        def third(self, *rest, key):
+            return self.numbers[key]
+
+    def second(deep, text):
+        return deep.third(1, 2, key="gone")
+
+    def mine(logits, top_k):
+        return second(Deep({}), "long " * 50)
+
+    with pytest.raises(checks.CheckFailed):
+        checks.sampler(apply_top_k=mine)
+    lines = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(lines) if "KeyError" in line)
+    first, then, last = lines[at + 1 : at + 4]
+    assert first.strip().startswith(
+        "in mine(logits=[[0.0, 0.6931]], top_k=[[1]]), line"
+    )
+    assert then.strip().startswith("in second(deep=<Deep>, text='long long")
+    assert len(then) < 160 and '..." * 50' not in then
+    assert last.strip().startswith("in third(key='gone', 1, 2), line")
+    assert last.endswith("return self.numbers[key]")
+
+
+def test_of_the_packages_calls_the_file_is_named(capsys):
+    def mine(logits, top_k):
+        return sampler_module.apply_top_k(logits[:, :, None], None)
+
+    with pytest.raises(checks.CheckFailed):
+        checks.sampler(apply_top_k=mine)
+    assert "of folovllm_lite/sampler.py: " in capsys.readouterr().out
+
+
+def test_a_stub_is_not_written_yet_and_gets_no_hint(capsys):
+    """Hints to code that nobody has tried to write were most of what a reader saw."""
+
     def mine(logits, top_k):
         raise NotImplementedError("write apply_top_k")
 
     with pytest.raises(checks.CheckFailed):
         checks.sampler(apply_top_k=mine)
-    assert "not written yet: write apply_top_k" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert line.startswith("✗ ") and line.endswith(" (not written yet)")
+
+
+def test_what_the_package_does_not_implement_is_an_error_with_a_hint(capsys):
+    def mine(logits, top_k):
+        SamplingParams(use_beam_search=True)
+
+    with pytest.raises(checks.CheckFailed):
+        checks.sampler(apply_top_k=mine)
+    out = capsys.readouterr().out
+    assert "NotImplementedError: " in out and "hint:" in out
+    assert "not written yet" not in out and "in mine(" in out
+
+
+SMALL = Suite(sampler_module)
+
+
+@SMALL.property("draw", hint="look")
+def _refused(p):
+    """Bad is refused."""
+    expect_error("draw(7, 1.5)", p.draw, ValueError, "top_k", "7", "1.5")
+
+
+@pytest.mark.parametrize(
+    ("said", "good"),
+    [
+        ("top_k must be below 7, got 1.5", True),
+        ("1.5 and 7: which of them is top_k?", True),
+        ("no top_k of 7 or 1.5.", True),
+        ("top_k is 17, got 1.5", False),
+        ("top_k is 7.5, got 1.5", False),
+        ("top_k is 7, got 21.5", False),
+        ("k is 7, got 1.5", False),
+    ],
+)
+def test_of_an_error_the_field_and_the_values_are_judged(said, good, capsys):
+    def draw():
+        raise ValueError(said)
+
+    if good:
+        SMALL(draw=draw)
+    else:
+        with pytest.raises(checks.CheckFailed):
+            SMALL(draw=draw)
+        out = capsys.readouterr().out
+        assert "expected: ValueError that names top_k and 7 and 1.5" in out
+
+
+def test_two_properties_of_one_name_are_refused():
+    """Two of one name once hid each other's mutants."""
+    with pytest.raises(ValueError, match="two properties are named _refused"):
+        SMALL.property("draw", hint="look")(_refused)
+
+
+def test_every_suite_says_what_it_judges():
+    suites = [getattr(checks, name) for name in checks.__all__]
+    suites = [each for each in suites if isinstance(each, Suite)]
+    assert len(suites) >= 17
+    for suite in suites:
+        assert suite.__doc__.startswith("Judge "), suite.module
 
 
 def test_what_can_not_be_judged_is_a_type_error():

@@ -1,6 +1,5 @@
 """The exercises of notebook 06: solutions pass, plausible wrong answers don't."""
 
-import ast
 import math
 
 import pytest
@@ -8,23 +7,12 @@ import torch
 
 from folovllm_lite import checks
 from folovllm_lite.attention import PlainContext, attention
-from tests.notebooks.course import NOTEBOOKS, read
+from tests.checks.mutants import solutions
 
 EXERCISES = ("predict_attention", "pairs_to_halves", "PackedContext")
 
 
-def solutions():
-    """What the solutions define, without running their calls."""
-    names = {}
-    for cell in read(NOTEBOOKS / "solutions" / "06_transformer.ipynb")["cells"]:
-        if cell["cell_type"] == "code":
-            tree = ast.parse(cell["source"])
-            tree.body = [node for node in tree.body if not isinstance(node, ast.Expr)]
-            exec(compile(tree, cell["id"], "exec"), names)
-    return names
-
-
-SOLVED = solutions()
+SOLVED = solutions("06_transformer.ipynb")
 ANSWER = [[9, 9, 2, 4], [6, 6, 5.6, 28 / 3]]
 
 

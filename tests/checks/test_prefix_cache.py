@@ -4,7 +4,6 @@ A mutant is the package's module with one mistake that somebody could make, or h
 Each has to turn the line red that is about it, and not just any.
 """
 
-import inspect
 from dataclasses import replace
 
 import pytest
@@ -12,10 +11,10 @@ import pytest
 from folovllm_lite import checks
 from folovllm_lite import prefix_cache as module
 from folovllm_lite.block_manager import BlockManager
-from folovllm_lite.checks.prefix_cache_suite import _SUITE
 from folovllm_lite.prefix_cache import BlockName, PrefixCache, name_block
 from folovllm_lite.request import Sequence, SequenceData
 from folovllm_lite.sampling_params import SamplingParams
+from tests.checks.mutants import mutant, red, refuse
 
 
 def test_the_package_passes(capsys):
@@ -281,47 +280,21 @@ MUTANTS = {
 }  # fmt: skip
 
 
-def mutant(*edits: tuple[str, str]) -> dict:
-    """The pieces of the package's module after edits of its source."""
-    source = inspect.getsource(module)
-    for old, new in edits:
-        assert source.count(old) == 1, f"{old!r} stands there {source.count(old)} times"
-        source = source.replace(old, new)
-    names = {"__name__": module.__name__}  # a dataclass looks for its module
-    exec(compile(source, "mutant.py", "exec"), names)
-    return {name: names[name] for name in ("PrefixCache", "name_block")}
-
-
-def red(out: str) -> list[str]:
-    """The properties' names of the red lines."""
-    sentences = {each.sentence: each.holds.__name__ for each in _SUITE.properties}
-    return [sentences[x[2:]] for x in out.splitlines() if x.startswith("✗ ")]
-
-
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_suite_rejects(name, capsys):
     wanted, *edits = MUTANTS[name]
     if isinstance(edits[0], str):
-        edits = [tuple(edits)]
-    with pytest.raises(checks.CheckFailed, match="don't hold"):
-        checks.prefix_cache(mutant(*edits))
-    out = capsys.readouterr().out
-    assert wanted in red(out)
-    assert "hint:" in out and "Traceback" not in out
-    assert "AttributeError" not in out, "rejected by accident, not for its mistake"
+        edits = [tuple(edits[:2]), *edits[2:]]
+    refuse(checks.prefix_cache, mutant(module, *edits), wanted, capsys)
 
 
 def test_every_property_has_a_mutant_of_its_own():
     """Without one nobody knows if the line can turn red."""
     named = {wanted for wanted, *_ in MUTANTS.values()}
     catch_all = {"_true_hits"}
-    assert {each.holds.__name__ for each in _SUITE.properties} - catch_all == named
-
-
-def test_names_of_properties_are_unique():
-    """Two of one name hide each other's mutants."""
-    names = [each.holds.__name__ for each in _SUITE.properties]
-    assert len(set(names)) == len(names)
+    assert {
+        each.holds.__name__ for each in checks.prefix_cache.properties
+    } - catch_all == named
 
 
 class Stale(PrefixCache):
@@ -342,7 +315,9 @@ Stale.check_integrity = lambda self, held: None
 def test_a_stale_digest_is_seen_without_a_check_of_the_learners_own(capsys):
     with pytest.raises(checks.CheckFailed):
         checks.prefix_cache(PrefixCache=Stale)
-    assert {"_entries_vanish", "_true_hits"} <= set(red(capsys.readouterr().out))
+    assert {"_entries_vanish", "_true_hits"} <= set(
+        red(checks.prefix_cache, capsys.readouterr().out)
+    )
 
 
 # ----- other right answers
