@@ -12,6 +12,7 @@ from folovllm_lite.checks.generation_exercises_suite import generation_exercises
 from folovllm_lite.checks.generation_suite import generation
 from folovllm_lite.checks.harness import CheckFailed
 from folovllm_lite.checks.kv_cache_suite import kv_cache
+from folovllm_lite.checks.memory_suite import memory
 from folovllm_lite.checks.model_loader_suite import model_loader
 from folovllm_lite.checks.outputs_suite import outputs
 from folovllm_lite.checks.prefix_cache_suite import prefix_cache
@@ -34,6 +35,7 @@ __all__ = [
     "generation",
     "generation_exercises",
     "kv_cache",
+    "memory",
     "model_loader",
     "outputs",
     "prefix_cache",
