@@ -8,6 +8,7 @@ a module. Each property is printed with ✓ or ✗; `CheckFailed` comes at the e
 from folovllm_lite.checks.attention_suite import attention
 from folovllm_lite.checks.block_manager_suite import block_manager
 from folovllm_lite.checks.config_suite import config
+from folovllm_lite.checks.engine_suite import engine
 from folovllm_lite.checks.generation_exercises_suite import generation_exercises
 from folovllm_lite.checks.generation_suite import generation
 from folovllm_lite.checks.harness import CheckFailed
@@ -32,6 +33,7 @@ __all__ = [
     "attention",
     "block_manager",
     "config",
+    "engine",
     "generation",
     "generation_exercises",
     "kv_cache",

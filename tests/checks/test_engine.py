@@ -1,0 +1,337 @@
+"""The suite for the engine passes on the package and rejects mistakes.
+
+A mutant is the package's module with one mistake that somebody could make, or has made.
+Each has to turn the line red that is about it, and not just any.
+"""
+
+import inspect
+
+import pytest
+import torch
+
+from folovllm_lite import checks
+from folovllm_lite import engine as module
+from folovllm_lite.checks.engine_suite import _SUITE
+from folovllm_lite.engine import LLMEngine
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The model is too small for two: they would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_package_passes(capsys):
+    checks.engine(module)
+    out = capsys.readouterr().out
+    assert "✗" not in out and "All 26 properties hold." in out
+
+
+_IMPORT = "from folovllm_lite.generation import RequestState\n"
+_BY_MEAN = """
+class RequestState(RequestState):
+    def output(self):
+        told = super().output()
+        if self.finished and len(self.builders) > len(told.outputs):
+            best = max(
+                self.builders,
+                key=lambda b: b.cumulative_logprob / max(1, len(b.token_ids)),
+            )
+            told.outputs = [best.output(0)]
+        return told
+
+
+"""
+
+# name: (the line that turns red, what stands there, what stands instead)
+MUTANTS = {
+    "samples_the_first_row": (
+        "_one",
+        "places += [first - 1] * len(completions)",
+        "places += [first - work.count] * len(completions)",
+    ),
+    "rows_of_others": (
+        "_together",
+        "hidden = hidden[torch.tensor(places, device=hidden.device)]",
+        "hidden = hidden[torch.tensor(places[::-1], device=hidden.device)]",
+    ),
+    "tokens_are_counted_as_sequences": (
+        "_one_step_for_all",
+        'self._counts["tokens"] += done.num_tokens',
+        'self._counts["tokens"] += len(done.work)',
+    ),
+    "a_newcomer_begins_alone": (
+        "_come_and_go",
+        "        self.scheduler.add(first)\n",
+        "        self.scheduler.clear()\n        self.scheduler.add(first)\n",
+    ),
+    "params_of_the_first": (
+        "_own_params",
+        "rows = [state.rows[index] for state, index in targets]",
+        "rows = [targets[0][0].rows[0] for _ in targets]",
+    ),
+    "nothing_ends_a_text": (
+        "_ends",
+        "self.eos_token_ids = eos_token_ids",
+        "self.eos_token_ids = ()",
+    ),
+    "the_others_never_begin": (
+        "_several",
+        "                self._fork(state)\n",
+        "                seq.width = 1\n",
+    ),
+    "each_computes_the_prompt": (
+        "_several",
+        "        self.scheduler.add(first)\n",
+        "        for seq in state.sequences:\n"
+        "            seq.width = 1\n            self.scheduler.add(seq)\n",
+    ),
+    "as_many_rows_are_the_same_rows": (
+        "_several_wait",
+        "if places != list(range(len(hidden))):",
+        "if len(places) != len(hidden):",
+    ),
+    "wide_ones_count_as_one": (
+        "_several_wait",
+        "first.width = len(state.sequences)",
+        "first.width = min(2, len(state.sequences))",
+    ),
+    "best_by_the_mean": ("_best_of", _IMPORT, _IMPORT + _BY_MEAN),
+    "a_chunk_is_sampled": (
+        "_any_memory",
+        "if work.end < seq.get_len():",
+        "if False:",
+    ),
+    "every_chunk_begins_the_prompt": (
+        "_prompt_logprobs",
+        "self._score(state, work.start, hidden",
+        "self._score(state, 0, hidden",
+    ),
+    "scores_the_output_too": (
+        "_prompt_logprobs",
+        "last = len(state.request.prompt_token_ids) - 1",
+        "last = len(state.request.prompt_token_ids)",
+    ),
+    "priority_is_ignored": (
+        "_priorities",
+        "seq.order = (priority, arrival, index)",
+        "seq.order = (0, arrival, index)",
+    ),
+    "the_last_come_first": (
+        "_priorities",
+        "seq.order = (priority, arrival, index)",
+        "seq.order = (priority, -arrival, index)",
+    ),
+    "what_can_never_fit_is_queued": ("_refused", "if length > room:", "if False:"),
+    "the_last_token_needs_room": (
+        "_refused",
+        "(params.max_tokens or 1) - 1",
+        "(params.max_tokens or 1)",
+    ),
+    "too_many_completions_are_queued": (
+        "_refused",
+        "if params.best_of > most:",
+        "if False:",
+    ),
+    "the_second_of_a_name_replaces_the_first": (
+        "_refused",
+        "if request_id in self._states:",
+        "if False:",
+    ),
+    "the_callers_params_are_used": (
+        "_own_copy",
+        "            params = replace(params)\n",
+        "            pass\n",
+    ),
+    "draws_from_the_global_generator": (
+        "_unseeded",
+        "sample(logits, rows, self._generator)",
+        "sample(logits, rows, None)",
+    ),
+    "the_seed_is_forgotten": (
+        "_unseeded",
+        ".manual_seed(seed)",
+        ".manual_seed(0)",
+    ),
+    "aborted_and_still_scheduled": (
+        "_aborted",
+        "            for seq in state.sequences:\n"
+        "                self.scheduler.remove(seq)\n            del",
+        "            del",
+    ),
+    "only_the_first_completion_is_aborted": (
+        "_aborted",
+        "            for seq in state.sequences:\n"
+        "                self.scheduler.remove(seq)\n            del",
+        "            self.scheduler.remove(state.sequences[0])\n            del",
+    ),
+    "aborts_in_the_middle_of_a_step": (
+        "_aborted_in_a_step",
+        "        if self._to_abort and self._running.acquire(blocking=False):\n"
+        "            try:\n                self._drop_noted()\n"
+        "            finally:\n                self._running.release()\n",
+        "        self._drop_noted()\n",
+    ),
+    "aborts_in_a_step_are_lost": (
+        "_aborted_in_a_step",
+        "        self._to_abort += [(each, reason) for each in several]\n",
+        "        if not self._running.locked():\n"
+        "            self._to_abort += [(each, reason) for each in several]\n",
+    ),
+    "a_step_within_a_step": (
+        "_one_at_a_time",
+        "        if not self._running.acquire(blocking=False):\n            raise",
+        "        self._running = threading.Lock()\n"
+        "        if not self._running.acquire(blocking=False):\n            raise",
+    ),
+    "failed_and_still_there": (
+        "_failing_step",
+        "            self._give_up(state, error)\n        return list",
+        "            pass\n        return list",
+    ),
+    "one_failure_is_everybodys": (
+        "_failing_step",
+        "        for state in lost.values():\n            self._give_up",
+        "        lost = dict(self._states)\n"
+        "        for state in lost.values():\n            self._give_up",
+    ),
+    "an_offer_stands": (
+        "_failed_offers",
+        "            self.scheduler.memory.withdraw(seq)\n",
+        "            pass\n",
+    ),
+    "bad_numbers_are_found": (
+        "_bad_blocks",
+        "            self.scheduler.memory.withdraw(seq)\n",
+        "            pass\n",
+    ),
+    "what_went_out_comes_back": (
+        "_failed_swap",
+        "        seqs += [seq for seq in step.preempted if seq.status is "
+        "SequenceStatus.SWAPPED]\n",
+        "",
+    ),
+    "no_memory_is_raised": (
+        "_out_of_memory",
+        "if not isinstance(error, torch.OutOfMemoryError):",
+        "if True:",
+    ),
+    "a_bad_row_is_the_first_one": (
+        "_bad_row",
+        "            if len(targets) == 1:\n",
+        "            if targets:\n",
+    ),
+    "a_bad_row_fails_the_step": (
+        "_bad_row",
+        "            if len(targets) == 1:\n",
+        "            if targets:\n                raise\n            if True:\n",
+    ),
+    "ctrl_c_leaves_the_step_open": (
+        "_interrupted",
+        "        except BaseException as error:\n",
+        "        except Exception as error:\n",
+    ),
+    "who_runs_waits": (
+        "_stats",
+        '"running": len(self.scheduler.running)',
+        '"running": len(self.scheduler.waiting)',
+    ),
+    "preemptions_are_not_counted": (
+        "_stats",
+        'self._counts["preemptions"] += len(step.preempted)',
+        "pass",
+    ),
+    "the_memory_is_not_asked": (
+        "_stats",
+        "            **self.scheduler.memory.stats(),\n",
+        "",
+    ),
+}  # fmt: skip
+
+
+def mutant(*edits: tuple[str, str]) -> dict:
+    """The engine of the package's module after edits of its source."""
+    source = inspect.getsource(module)
+    for old, new in edits:
+        assert source.count(old) == 1, f"{old!r} stands there {source.count(old)} times"
+        source = source.replace(old, new)
+    names = {"__name__": "mutant"}
+    exec(compile(source, "mutant.py", "exec"), names)
+    return {"LLMEngine": names["LLMEngine"]}
+
+
+def red(out: str) -> list[str]:
+    """The properties' names of the red lines."""
+    sentences = {each.sentence: each.holds.__name__ for each in _SUITE.properties}
+    return [sentences[x[2:]] for x in out.splitlines() if x.startswith("✗ ")]
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_suite_rejects(name, capsys):
+    wanted, *edits = MUTANTS[name]
+    if isinstance(edits[0], str):
+        edits = [tuple(edits)]
+    with pytest.raises(checks.CheckFailed, match="don't hold"):
+        checks.engine(mutant(*edits))
+    out = capsys.readouterr().out
+    assert wanted in red(out)
+    assert "hint:" in out and "Traceback" not in out
+    assert "AttributeError" not in out, "rejected by accident, not for its mistake"
+
+
+def test_every_property_has_a_mutant_of_its_own():
+    """Without one nobody knows if the line can turn red."""
+    named = {wanted for wanted, *_ in MUTANTS.values()}
+    assert {each.holds.__name__ for each in _SUITE.properties} == named
+
+
+def test_names_of_properties_are_unique():
+    """Two of one name hide each other's mutants."""
+    names = [each.holds.__name__ for each in _SUITE.properties]
+    assert len(set(names)) == len(names)
+
+
+# ----- other right answers
+
+
+class RowByRow(LLMEngine):
+    """Samples each row on its own, and not all at once."""
+
+    def _take(self, logits, targets):
+        changed = {}
+        for row, target in enumerate(targets):
+            if not target[0].finished:
+                changed |= super()._take(logits[row : row + 1], [target])
+        return changed
+
+
+class Around:
+    """Has an engine, and is none."""
+
+    def __init__(self, model, tokenizer, scheduler, runner, **options):
+        self.scheduler, self.runner = scheduler, runner
+        self.own = LLMEngine(model, tokenizer, scheduler, runner, **options)
+
+    def add_request(self, request_id, prompt, params=None, priority=0):
+        self.own.add_request(request_id, prompt, params, priority)
+
+    def abort_request(self, request_id, reason=None):
+        self.own.abort_request(request_id, reason)
+
+    def has_unfinished_requests(self):
+        return self.own.has_unfinished_requests()
+
+    def step(self):
+        return self.own.step()
+
+    def stats(self):
+        return self.own.stats()
+
+
+@pytest.mark.parametrize("other", [RowByRow, Around])
+def test_another_right_answer_passes(other, capsys):
+    checks.engine(LLMEngine=other)
+    assert "✗" not in capsys.readouterr().out
