@@ -71,7 +71,7 @@ class LLMEngine:
         self.model, self.tokenizer = model, tokenizer
         self.scheduler, self.runner = scheduler, runner
         self.eos_token_ids = eos_token_ids
-        self.max_model_len = max_model_len or model.config.max_position_embeddings
+        self.max_model_len = max_model_len or model.config.max_model_len
         self.device = model.lm_head.weight.device
         self.processor = InputProcessor(
             tokenizer, model.config.vocab_size, self.max_model_len

@@ -15,6 +15,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
+from folovllm_lite import fast
 from folovllm_lite.block_manager import BlockManager
 from folovllm_lite.config import (
     CacheConfig,
@@ -67,7 +68,7 @@ def make_engine(
     """
     device, asked = get_device(device), config.model_config
     path = resolve_checkpoint(asked.model)
-    model = Qwen3.from_pretrained(path, asked.torch_dtype, device)
+    model = fast.prepare(Qwen3.from_pretrained(path, asked.torch_dtype, device))
     tokenizer = ModelLoader(asked).load_tokenizer()
     longest = _longest(model, asked.max_model_len)
     config = EngineConfig(
@@ -100,7 +101,7 @@ def _checked_eos(path: Path, tokenizer: Any, model: Qwen3) -> tuple[int, ...]:
 
 def _longest(model: Qwen3, wanted: int | None) -> int:
     """Longest sequence: what the user wants, which the model has to support."""
-    limit = model.config.max_position_embeddings
+    limit = model.config.max_model_len
     if wanted is not None and wanted > limit:
         raise ValueError(
             f"max_model_len is {wanted}, but the model was built for {limit} positions"

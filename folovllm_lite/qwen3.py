@@ -16,22 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from folovllm_lite.attention import AttentionContext
-from folovllm_lite.layers import Linear, RMSNorm, stack
 from folovllm_lite.model_loader import (
     checkpoint_dtype,
     load_weights,
     read_config,
     resolve_checkpoint,
+    stored_tensors,
+    weight_files,
 )
 from folovllm_lite.utils import get_device
 
 # Architecture -> what its family does without saying so in config.json:
 # (qk_norm, bias of q, k and v when "attention_bias" is absent, o_proj has that bias
-# too)
+# too, positions when "max_position_embeddings" is absent)
 _FAMILIES = {
-    "Qwen3ForCausalLM": (True, False, True),
-    "Qwen2ForCausalLM": (False, True, False),
-    "LlamaForCausalLM": (False, False, True),
+    "Qwen3ForCausalLM": (True, False, True, 32768),
+    "Qwen2ForCausalLM": (False, True, False, 32768),
+    "LlamaForCausalLM": (False, False, True, 2048),
 }
 _REQUIRED = (
     "vocab_size",
@@ -40,13 +41,90 @@ _REQUIRED = (
     "num_hidden_layers",
     "num_attention_heads",
 )
-# Rope type -> what it can't do without
+# Rope type -> the settings that it can't do without, and those that it may have
+_TRAINED = "original_max_position_embeddings"
 _ROPE_TYPES = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "yarn": (),
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), (_TRAINED,)),
+    "yarn": (
+        (),
+        (
+            "factor",
+            _TRAINED,
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+            "finetuned",
+        ),
+    ),
 }
+
+
+def _number(name: str, value: object) -> float:
+    """A positive setting as a float; JSON may hold NaN, null or a string instead."""
+    if type(value) not in (int, float) or not 0 < value < 1e38:
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return float(value)
+
+
+def _size(name: str, value: object) -> int:
+    """A positive count."""
+    if type(value) is not int or not 0 < value < 2**31:
+        raise ValueError(f"{name} must be a positive int, got {value!r}")
+    return value
+
+
+def _read_rope(hf: dict) -> tuple[float, dict | None]:
+    """Theta and the scaling, None for no scaling, from either layout of config.json.
+
+    transformers 5 writes rope_parameters; older files rope_theta and rope_scaling.
+
+    Raises:
+        ValueError: naming a rope type or a setting that this model doesn't know, that
+            is missing, or that has no sensible value.
+    """
+    key = "rope_scaling" if hf.get("rope_parameters") is None else "rope_parameters"
+    rope = {} if hf.get(key) is None else hf[key]
+    if not isinstance(rope, dict):
+        raise ValueError(f"{key} must be an object, got {rope!r}")
+    theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
+    theta = _number("rope_theta", theta)
+    if theta <= 1:
+        raise ValueError(f"rope_theta must be above 1, got {theta}")
+    part = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
+    if part != 1.0:
+        raise ValueError(f"partial_rotary_factor {part!r} is not supported, only 1.0")
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    if not isinstance(rope_type, str) or rope_type not in _ROPE_TYPES:
+        raise ValueError(
+            f"rope type {rope_type!r} is not supported, only {', '.join(_ROPE_TYPES)}"
+        )
+    needed, optional = _ROPE_TYPES[rope_type]
+    elsewhere = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    strange = sorted(rope.keys() - elsewhere - {*needed, *optional})
+    if strange:
+        raise ValueError(f"rope type {rope_type!r} has no {', '.join(strange)}")
+    lacks = [name for name in needed if rope.get(name) is None]
+    if lacks:
+        raise ValueError(f"rope type {rope_type!r} lacks {', '.join(lacks)}")
+    scaling = {"rope_type": rope_type}
+    for name in rope.keys() & {*needed, *optional}:
+        value = scaling[name] = rope[name]
+        if name in ("truncate", "finetuned"):
+            if type(value) is not bool:
+                raise ValueError(f"{name} must be true or false, got {value!r}")
+        elif value is not None:
+            (_size if name == _TRAINED else _number)(name, value)
+    if rope_type == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
+        raise ValueError(
+            f"low_freq_factor {rope['low_freq_factor']} must be below "
+            f"high_freq_factor {rope['high_freq_factor']}"
+        )
+    return theta, scaling if rope_type != "default" else None
 
 
 @dataclass(frozen=True)
@@ -70,61 +148,65 @@ class Qwen3Config:
     mlp_bias: bool
     qk_norm: bool
 
+    @property
+    def max_model_len(self) -> int:
+        """Longest text in tokens: what the model was trained for, stretched by its
+        rope scaling. Llama 3's max_position_embeddings is stretched already. As in
+        vLLM, `_get_and_verify_max_len` of vllm/config/model.py.
+        """
+        rope = self.rope_scaling or {"rope_type": "default"}
+        trained = self.max_position_embeddings
+        if rope["rope_type"] == "yarn":
+            if rope.get("factor") is None:  # it follows from the two lengths
+                return trained
+            trained = rope.get(_TRAINED) or trained
+        elif rope["rope_type"] != "linear":
+            return trained
+        return int(trained * rope["factor"])
+
     @classmethod
     def from_hf(cls, hf: dict) -> "Qwen3Config":
         """Read a config.json.
 
         Raises:
             ValueError: naming what this model doesn't build: another architecture, rope
-                type, activation, or layers with a sliding window.
+                type, activation, or layers with a sliding window; and every value that
+                can't be meant.
         """
         architectures = hf.get("architectures") or ["none"]
         if not isinstance(architectures, list):
             raise ValueError(f"architectures must be a list, got {architectures!r}")
         architecture = architectures[0]
-        if architecture not in _FAMILIES:
+        if not isinstance(architecture, str) or architecture not in _FAMILIES:
             raise ValueError(
                 f"architecture {architecture} is not supported; "
                 f"this model serves {', '.join(_FAMILIES)}"
             )
-        qk_norm, default_bias, o_bias = _FAMILIES[architecture]
+        qk_norm, default_bias, o_bias, positions = _FAMILIES[architecture]
         if hf.get("hidden_act", "silu") != "silu":
             raise ValueError(
                 f"hidden_act {hf['hidden_act']!r} is not supported, only 'silu'"
             )
-        layer_types = set(hf.get("layer_types") or ["full_attention"])
-        if hf.get("use_sliding_window") or layer_types != {"full_attention"}:
+        layer_types = hf.get("layer_types") or []
+        full = isinstance(layer_types, list) and set(map(str, layer_types)) <= {
+            "full_attention"
+        }
+        if hf.get("use_sliding_window") or not full:
             raise ValueError(
                 "sliding-window attention is not supported: use_sliding_window is "
-                f"{hf.get('use_sliding_window')}, layer_types {sorted(layer_types)}"
+                f"{hf.get('use_sliding_window')}, layer_types {layer_types}"
             )
-        # transformers 5 writes rope_parameters; older files rope_theta and
-        # rope_scaling.
-        rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-        theta = rope.pop("rope_theta", None) or hf.get("rope_theta", 10000.0)
-        rope_type = rope.get("rope_type") or rope.get("type") or "default"
-        if rope_type not in _ROPE_TYPES:
-            raise ValueError(
-                f"rope type {rope_type!r} is not supported, "
-                f"only {', '.join(_ROPE_TYPES)}"
-            )
-        lacks = [key for key in _ROPE_TYPES[rope_type] if key not in rope]
-        if lacks:
-            raise ValueError(f"rope type {rope_type!r} lacks {', '.join(lacks)}")
-        if (
-            rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
-            != 1.0
-        ):
-            raise ValueError("partial_rotary_factor other than 1.0 is not supported")
+        theta, scaling = _read_rope(hf)
         missing = [name for name in _REQUIRED if hf.get(name) is None]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
-        for name in (*_REQUIRED, "num_key_value_heads", "head_dim"):
-            value = hf.get(name)
-            if value is None:
-                continue
-            if type(value) is not int or not 0 < value < 2**31:
-                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        sizes = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+        for name in (*_REQUIRED, *sizes):
+            if hf.get(name) is not None:
+                _size(name, hf[name])
+        for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
+            if type(hf.get(name, False)) is not bool:
+                raise ValueError(f"{name} must be true or false, got {hf[name]!r}")
         heads = hf["num_attention_heads"]
         kv_heads = hf.get("num_key_value_heads") or heads
         if heads % kv_heads:
@@ -142,12 +224,10 @@ class Qwen3Config:
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
-            rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
-            rope_theta=float(theta),
-            rope_scaling={**rope, "rope_type": rope_type}
-            if rope_type != "default"
-            else None,
-            max_position_embeddings=hf.get("max_position_embeddings", 2048),
+            rms_norm_eps=_number("rms_norm_eps", hf.get("rms_norm_eps", 1e-6)),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            max_position_embeddings=hf.get("max_position_embeddings") or positions,
             tie_word_embeddings=hf.get("tie_word_embeddings", False),
             qkv_bias=bias,
             o_bias=bias and o_bias,
@@ -171,9 +251,7 @@ def rope_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
     factor = rope.get("factor")
     if rope["rope_type"] == "linear":
         return frequencies / factor, 1.0
-    trained = (
-        rope.get("original_max_position_embeddings") or config.max_position_embeddings
-    )
+    trained = rope.get(_TRAINED) or config.max_position_embeddings
     if rope["rope_type"] == "llama3":
         # How often a frequency turns within the trained length decides how far it is
         # slowed: not at all above high_freq_factor turns, fully below low_freq_factor.
@@ -183,9 +261,7 @@ def rope_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
         return frequencies * (keep + (1 - keep) / factor), 1.0
     factor = factor or config.max_position_embeddings / trained
 
-    def dimension(
-        turns: float,
-    ) -> float:  # that makes so many turns in `trained` tokens
+    def dimension(turns: float) -> float:  # that turns so often in `trained` tokens
         return D * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     first = dimension(rope.get("beta_fast") or 32)
@@ -216,60 +292,50 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019).
+
+    rms is sqrt(mean of squares + eps), computed in float32.
+    """
+
+    def __init__(self, n: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., n] to the same shape and dtype."""
+        wide = x.float()  # the square of 300 is more than float16 can hold
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight
+
+
 class Attention(nn.Module):
     """Grouped-query attention with RoPE; RMSNorm on q and k where the family has it."""
 
     def __init__(self, config: Qwen3Config, layer: int):
         super().__init__()
         E, D = config.hidden_size, config.head_dim
-        self.layer, self.D, self.eps = layer, D, config.rms_norm_eps
-        self.heads = (config.num_heads + config.num_kv_heads, config.num_kv_heads)
-        self.q_proj = Linear(E, config.num_heads * D, config.qkv_bias)
-        self.k_proj = Linear(E, config.num_kv_heads * D, config.qkv_bias)
-        self.v_proj = Linear(E, config.num_kv_heads * D, config.qkv_bias)
-        self.o_proj = Linear(config.num_heads * D, E, config.o_bias)
-        self.q_norm = RMSNorm(D, self.eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(D, self.eps) if config.qk_norm else None
-        # In lists, so that they are no part of the model.
-        self.fused: list[Linear] = []
-        self.qk_norm: list[RMSNorm] = []
-
-    def fuse(self) -> None:
-        """Make q, k and v one product, and the two norms one; for inference only."""
-        self.fused = [stack(self.q_proj, self.k_proj, self.v_proj)]
-        self.o_proj.fuse()
-        if self.q_norm is not None:
-            both, kv = RMSNorm(self.D, self.eps), self.heads[1]
-            weights = [self.q_norm.weight] * (self.heads[0] - kv)
-            both.fuse(*weights, *[self.k_norm.weight] * kv)  # [Hq + Hkv, D]
-            self.qk_norm = [both]
+        self.layer, self.D = layer, D
+        self.q_proj = nn.Linear(E, config.num_heads * D, config.qkv_bias)
+        self.k_proj = nn.Linear(E, config.num_kv_heads * D, config.qkv_bias)
+        self.v_proj = nn.Linear(E, config.num_kv_heads * D, config.qkv_bias)
+        self.o_proj = nn.Linear(config.num_heads * D, E, config.o_bias)
+        self.q_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext
     ) -> Tensor:
         """Map x [T, E] to [T, E]: what attention adds to the residual stream."""
-        qk, v = self.fused_qkv(x) if self.fused else self.plain_qkv(x)
-        q, k = rotate(qk, cos, sin).tensor_split([-self.heads[1]], 1)
-        out = ctx.attend(self.layer, q, k, v)  # [T, Hq, D]
-        return self.o_proj(out.flatten(1))  # [T, Hq * D] -> [T, E]
-
-    def plain_qkv(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x [T, E] to q and k, normalised, [T, Hq + Hkv, D], and v [T, Hkv, D]."""
         q = self.q_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hq, D]
         k = self.k_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hkv, D]
         v = self.v_proj(x).unflatten(-1, (-1, self.D))  # [T, E] -> [T, Hkv, D]
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return torch.cat((q, k), 1), v
-
-    def fused_qkv(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the same with one product and one norm."""
-        # `forward` and not a call: no hook waits for what is no part of the model.
-        qkv = self.fused[0].forward(x).unflatten(-1, (-1, self.D))
-        qk, v = qkv.tensor_split([self.heads[0]], 1)
-        for norm in self.qk_norm:
-            qk = norm.forward(qk)
-        return qk, v
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        out = ctx.attend(self.layer, q, k, v)  # [T, Hq, D]
+        return self.o_proj(out.flatten(1))  # [T, Hq * D] -> [T, E]
 
 
 class MLP(nn.Module):
@@ -277,24 +343,14 @@ class MLP(nn.Module):
 
     def __init__(self, config: Qwen3Config):
         super().__init__()
-        E, hidden, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(E, hidden, bias)
-        self.up_proj = Linear(E, hidden, bias)
-        self.down_proj = Linear(hidden, E, bias)
-        self.fused: list[Linear] = []
-
-    def fuse(self) -> None:
-        """Make gate and up one product; for inference only."""
-        self.fused = [stack(self.gate_proj, self.up_proj)]
-        self.down_proj.fuse()
+        E, M, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(E, M, bias)
+        self.up_proj = nn.Linear(E, M, bias)
+        self.down_proj = nn.Linear(M, E, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [T, E] to [T, E]: what the MLP adds to the residual stream."""
-        if self.fused:
-            gate, up = self.fused[0].forward(x).chunk(2, -1)
-        else:
-            gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(F.silu(gate) * up)  # [T, E]
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
@@ -338,9 +394,10 @@ class Qwen3(nn.Module):
         super().__init__()
         self.config = config
         self.model = Backbone(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.num_parameters = sum(weight.numel() for weight in self.parameters())
         self._frequencies: Tensor | None = None
 
     def forward(self, token_ids: Tensor, ctx: AttentionContext) -> Tensor:
@@ -369,39 +426,56 @@ class Qwen3(nn.Module):
         return cos.to(dtype), sin.to(dtype)
 
     @classmethod
-    @torch.inference_mode(False)  # see `layers.Linear.fuse`
+    @torch.inference_mode(False)  # weights that may be trained later
     def from_pretrained(
         cls,
         path: str | Path,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> "Qwen3":
-        """Load a checkpoint directory, or a Hub name, for inference.
+        """Load a checkpoint directory, or a Hub name, without gradients.
 
-        The module is built on the meta device, so memory holds the weights once. What
-        can be read of them afterwards can be changed in place (see `Linear.fuse`); a
-        parameter that is replaced goes unnoticed in norms, q, k, v, gate and up.
+        The module is built on the meta device, so memory holds the weights once.
 
         Args:
             path: see `model_loader.resolve_checkpoint`, which also says what is raised.
             dtype: of the weights; None is the checkpoint's own.
             device: None picks CUDA when there is one.
+
+        Raises:
+            ValueError: a config that this model doesn't build (see
+                `Qwen3Config.from_hf`), or that asks for more than the checkpoint
+                holds; weights that don't fit (see `model_loader.load_weights`).
         """
         path = resolve_checkpoint(path)
         hf_config = read_config(path)
+        config = Qwen3Config.from_hf(hf_config)
+        _expect_weights(config, path)
         with torch.device("meta"):
-            model = cls(Qwen3Config.from_hf(hf_config))
+            model = cls(config)
         model.to(dtype or checkpoint_dtype(hf_config)).to_empty(
             device=get_device(device)
         )
-        if model.config.tie_word_embeddings:  # to_empty gave each its own storage
+        if config.tie_word_embeddings:  # to_empty gave each its own storage
             model.lm_head.weight = model.model.embed_tokens.weight
         load_weights(model, path)
-        model.requires_grad_(False)  # before fuse: what it makes would want gradients
-        for module in model.modules():
-            if isinstance(module, RMSNorm | Attention | MLP):
-                module.fuse()
-        model.lm_head.fuse(keep=True)
-        if model.config.tie_word_embeddings:
-            model.model.embed_tokens.weight = model.lm_head.weight
-        return model.eval()
+        return model.requires_grad_(False).eval()
+
+
+def _expect_weights(config: Qwen3Config, path: Path) -> None:
+    """Refuse sizes that the headers of the weights contradict, before a layer is built.
+
+    2**31 layers would take for ever to build. What is wrong by less than half gets
+    `load_weights`'s list of names.
+    """
+    c = config
+    layer = 3 * c.intermediate_size + 2 * (c.num_heads + c.num_kv_heads) * c.head_dim
+    wanted = c.hidden_size * (c.vocab_size + c.num_layers * layer)
+    stored = sum(tensor.numel() for _, tensor, _ in stored_tensors(weight_files(path)))
+    if wanted > 2 * stored:
+        raise ValueError(
+            f"config.json describes {c.num_layers} layers, vocab_size {c.vocab_size}, "
+            f"hidden_size {c.hidden_size}, intermediate_size {c.intermediate_size}, "
+            f"{c.num_heads} heads of {c.head_dim}: at least {wanted} parameters, but "
+            f"the weights in {path} are {stored}"
+        )

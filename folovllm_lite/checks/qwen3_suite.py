@@ -35,7 +35,7 @@ _SUITE = qwen3 = Suite(
     `checks.qwen3(MLP=Mine)` judges one class, `checks.qwen3(module)` all of a module.
     Modules are made as the package makes them (RMSNorm(n, eps), Attention(config,
     layer), MLP(config), Layer(config, layer), Qwen3(config)) and named as in Hugging
-    Face's checkpoints; `fuse` is judged where there is one. What rotate, Attention and
+    Face's checkpoints. What rotate, Attention and
     Layer get as cos and sin is [T, 1, D] for all D dimensions: the two halves of cos
     are alike, and the first half of sin is negative. What a Qwen3 hands to layers of
     its own is its own business.
@@ -344,6 +344,11 @@ def _absent(p: SimpleNamespace) -> None:
     for name in ("tie_word_embeddings", "mlp_bias"):
         got = getattr(p.Qwen3Config.from_hf({**hf, name: True}), name)
         expect(f"{name} true", got, True)
+    for family, wanted in (("Qwen3", 32768), ("Qwen2", 32768), ("Llama", 2048)):
+        made = p.Qwen3Config.from_hf({**hf, "architectures": [f"{family}ForCausalLM"]})
+        expect(
+            f"{family}: max_position_embeddings", made.max_position_embeddings, wanted
+        )
 
 
 @_SUITE.property(
@@ -371,6 +376,63 @@ def _required(p: SimpleNamespace) -> None:
     ):
         call = lambda n=name, v=value: read({**_HF, n: v})  # noqa: E731
         expect_error(f"{name} {value!r}", call, ValueError, name, repr(value))
+
+
+@_SUITE.property(
+    "Qwen3Config", hint="JSON may hold null, NaN, a string, or a key with a slip in it"
+)
+def _no_sense(p: SimpleNamespace) -> None:
+    """A value that can't be meant is a ValueError that names it: an eps, theta or
+    factor that is no positive number, a length in words, a setting that no rope type
+    has.
+    """
+    for change, *words in (
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps", "nan"),
+        ({"rms_norm_eps": None}, "rms_norm_eps", "None"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"rope_theta": math.nan}, "rope_theta", "nan"),
+        ({"rope_theta": -100.0}, "rope_theta", "-100"),
+        ({"rope_theta": "100"}, "rope_theta", "'100'"),
+        ({"rope_parameters": {"rope_theta": None}}, "rope_theta", "None"),
+        ({"max_position_embeddings": "lots"}, "max_position_embeddings", "'lots'"),
+        ({"rope_scaling": "linear"}, "rope_scaling", "'linear'"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor", "0"),
+        ({"rope_scaling": {"type": "linear", "factor": None}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor", "'2'"),
+        ({"rope_scaling": {"type": "linear"}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 2, "fator": 4}}, "fator"),
+        ({"rope_scaling": {"type": "yarn", "factors": 2.0}}, "factors"),
+        ({"rope_scaling": {"type": "yarn", "beta_fast": -1}}, "beta_fast", "-1"),
+        ({"rope_scaling": {**_LLAMA3, "low_freq_factor": 4}}, "low_freq_factor"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings", "'no'"),
+    ):
+        call = lambda hf={**_HF, **change}: p.Qwen3Config.from_hf(hf)  # noqa: E731
+        expect_error(str(change)[:80], call, ValueError, *words)
+
+
+@_SUITE.property(
+    "Qwen3Config", hint="was the model trained on it, or is it stretched to it?"
+)
+def _longest(p: SimpleNamespace) -> None:
+    """max_model_len is what the model was trained for times the factor of linear and
+    yarn scaling; llama3's max_position_embeddings is stretched already.
+    """
+    linear = {"rope_type": "linear", "factor": 4.0}
+    yarn = {"rope_type": "yarn", "factor": 2.5}
+    trained = {"original_max_position_embeddings": 64}
+    for positions, scaling, wanted in (
+        (512, None, 512),
+        (512, linear, 2048),
+        (512, {**yarn, **trained}, 160),
+        (512, yarn, 1280),
+        (512, {"rope_type": "yarn", **trained}, 512),
+        (512, {**_LLAMA3, **trained}, 512),
+    ):
+        hf = {**_HF, "max_position_embeddings": positions, "rope_scaling": scaling}
+        given = f"max_position_embeddings {positions}, rope_scaling {scaling}"
+        expect(
+            f"{given}: max_model_len", p.Qwen3Config.from_hf(hf).max_model_len, wanted
+        )
 
 
 @_SUITE.property(
@@ -719,31 +781,6 @@ def _norm_half(p: SimpleNamespace) -> None:
             expect_close(given, norm(x), wanted, within=0.02)
 
 
-@_SUITE.property("RMSNorm", hint="what does fuse prepare, and for which dtypes?")
-def _norm_fused(p: SimpleNamespace) -> None:
-    """Where RMSNorm has a fuse, it changes no result, eps included, nor the weight."""
-    weight = [1.0, 0.5, -2.0]
-    for eps, size in ((1e-6, 1.0), (0.05, 0.1), (1e-6, 0.0)):
-        norm = _made_norm(p, weight, eps)
-        _fuse(norm)
-        x = size * _numbers(2, 3)
-        wanted = _norm(x.double(), torch.tensor(weight), eps)
-        expect_close(f"fused, x [2, 3] of size {size:g}, eps {eps:g}", norm(x), wanted)
-        expect("weight after fuse", norm.weight, weight)
-    for dtype in (torch.float16, torch.bfloat16):
-        norm = p.RMSNorm(2, 1e-8).to(dtype)
-        _fuse(norm)
-        x = torch.tensor([300.0, -300.0], dtype=dtype)
-        given = f"fused, {dtype}, x = [300, -300]"
-        expect_close(given, norm(x), torch.tensor([1.0, -1.0]), within=0.02)
-        expect(f"{given}: dtype", norm(x).dtype, dtype)
-
-
-def _fuse(module: nn.Module) -> None:
-    if hasattr(module, "fuse"):
-        module.fuse()
-
-
 # ----- attention, MLP, layer
 
 
@@ -760,13 +797,10 @@ def _run_attention(
     p: SimpleNamespace,
     c: package.Qwen3Config,
     positions: list[int],
-    fused: bool = False,
 ) -> tuple[_Context, Tensor, tuple[Tensor, ...], Tensor]:
     """The context after a call, what came out, and what should have been."""
     at = torch.tensor(positions)
     module, w = _attention_of(p, c, layer=1)
-    if fused:
-        _fuse(module)
     x, answer = _numbers(len(at), 6, seed=5), _numbers(len(at), 4, 4, seed=6)
     context, angles = _Context(at, answer=answer), _angles(c, at)
     got = module(x, *_cos_sin(angles), context)
@@ -833,19 +867,6 @@ def _attention_biased(p: SimpleNamespace) -> None:
     _expect_attention(p, "all biases and norms; 2 tokens at 0, 3", _BIASED, [0, 3])
 
 
-@_SUITE.property("Attention", hint="fuse stacks rows: cut the product where they meet")
-def _attention_fused(p: SimpleNamespace) -> None:
-    """Where Attention has a fuse, it changes neither results nor names."""
-    for name, config in (*_FAMILIES, ("all biases", _BIASED)):
-        _expect_attention(p, f"fused, {name}, 2 tokens at 0, 3", config, [0, 3], True)
-        module, _ = _attention_of(p, config)
-        _fuse(module)
-        w = _part(_tensors(config), "model.layers.0.self_attn.")
-        for key, wanted in w.items():
-            got = module.state_dict().get(key)
-            expect_close(f"fused, {name}: {key}", got, wanted)
-
-
 @_SUITE.property(
     "MLP", hint="swap gate and up in your head: which number comes out then?"
 )
@@ -868,21 +889,12 @@ def _expect_mlp(p: SimpleNamespace, given: str, c: package.Qwen3Config) -> None:
     w = _part(_tensors(c), "model.layers.0.mlp.")
     x = _numbers(3, 6)
     wanted = _mlp({name: t.double() for name, t in w.items()}, x.double())
-    module = _load(p.MLP(c), w, "MLP")
-    expect_close(given, module(x), wanted)
-    if hasattr(module, "fuse"):
-        module.fuse()
-        expect_close(f"{given}, fused", module(x), wanted)
-        for name, tensor in w.items():
-            got = module.state_dict().get(name)
-            expect_close(f"{given}, fused: {name}", got, tensor)
+    expect_close(given, _load(p.MLP(c), w, "MLP")(x), wanted)
 
 
 @_SUITE.property("MLP", hint="mlp_bias is one flag for all three")
 def _mlp_random(p: SimpleNamespace) -> None:
-    """The MLP does the same for every token, with a bias where the config has it; fuse,
-    where there is one, changes neither results nor names.
-    """
+    """The MLP does the same for every token, with a bias where the config has it."""
     _expect_mlp(p, "3 tokens, no bias", _CONFIG)
     _expect_mlp(p, "3 tokens, biases", _BIASED)
 

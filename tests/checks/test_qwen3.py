@@ -106,7 +106,7 @@ def by_complex(x, cos, sin):
 
 
 class OwnNorm(nn.Module):
-    """As transformers writes it; it has no fuse."""
+    """As transformers writes it."""
 
     def __init__(self, n, eps):
         super().__init__()
@@ -123,7 +123,7 @@ class OwnNorm(nn.Module):
 
 
 class OwnAttention(nn.Module):
-    """Without fuse; its steps are methods, so that a mutant can change one."""
+    """Its steps are methods, so that a mutant can change one."""
 
     def __init__(self, c, layer):
         super().__init__()
@@ -201,7 +201,7 @@ class UnsignedLayer(OwnLayer):
 
 
 class OwnQwen3(nn.Module):
-    """With a convention of its own for sin, a buffer of angles, and no fuse."""
+    """With a convention of its own for sin, and a buffer of angles."""
 
     def __init__(self, c):
         super().__init__()
@@ -311,6 +311,15 @@ def _scaling_of_old_files(hf):
     return hf
 
 
+def _drops_unknown_settings(hf):
+    """`.get` finds what it knows, and never looks at the rest."""
+    rope = hf.get("rope_scaling")
+    if not isinstance(rope, dict):
+        return hf
+    known = {"rope_type", "type"}.union(*sum(package._ROPE_TYPES.values(), ()))
+    return {**hf, "rope_scaling": {k: v for k, v in rope.items() if k in known}}
+
+
 class NamesTheFirst(package.Qwen3Config):
     @classmethod
     def from_hf(cls, hf):
@@ -337,6 +346,48 @@ class TakesAnySize(package.Qwen3Config):
             if "positive" in str(error):
                 return package.Qwen3Config.from_hf(suite._HF)
             raise
+
+
+class TrustsNumbers(package.Qwen3Config):
+    """float(), as one writes it first: NaN, negative numbers and '2' all pass."""
+
+    @classmethod
+    def from_hf(cls, hf):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(package, "_number", lambda name, value: float(value))
+            return package.Qwen3Config.from_hf(hf)
+
+
+class NeverStretched(package.Qwen3Config):
+    @property
+    def max_model_len(self):
+        return self.max_position_embeddings
+
+
+class StretchesLlama3(package.Qwen3Config):
+    @property
+    def max_model_len(self):
+        factor = (self.rope_scaling or {}).get("factor") or 1
+        return int(self.max_position_embeddings * factor)
+
+
+class YarnFromWhatTheFileSays(package.Qwen3Config):
+    @property
+    def max_model_len(self):
+        if self.rope_scaling and self.rope_scaling["rope_type"] == "yarn":
+            return self.max_position_embeddings
+        return super().max_model_len
+
+
+def _of(kind):
+    """A config whose max_model_len is that of `kind`."""
+
+    class Changed(kind):
+        @classmethod
+        def from_hf(cls, hf):
+            return kind(**vars(package.Qwen3Config.from_hf(hf)))
+
+    return Changed
 
 
 class PopsFromTheFile(package.Qwen3Config):
@@ -389,6 +440,15 @@ CONFIGS = {
     "names_the_first": (NamesTheFirst, "What is missing"),
     "key_errors": (RaisesKeyErrors, "What is missing"),
     "any_size": (TakesAnySize, "What is missing"),
+    "trusts_numbers": (TrustsNumbers, "can't be meant"),
+    "ignores_slips": (
+        _config(before=_drops_unknown_settings), "can't be meant"),
+    "positions_of_llama": (
+        _config(before=lambda hf: {"max_position_embeddings": 2048, **hf}),
+        "Absent keys"),
+    "never_stretched": (_of(NeverStretched), "max_model_len is"),
+    "stretches_llama3": (_of(StretchesLlama3), "max_model_len is"),
+    "yarn_from_the_file": (_of(YarnFromWhatTheFileSays), "max_model_len is"),
 }  # fmt: skip
 
 
@@ -587,41 +647,6 @@ class WideComesBack(OwnNorm):
         return super().forward(x.float())
 
 
-class FuseForgetsEps(package.RMSNorm):
-    def fuse(self):
-        super().fuse()
-        if self._prepared:
-            self._prepared = torch.tensor(0.0), self._prepared[1]
-
-
-class FuseForgetsTheSize(package.RMSNorm):
-    def fuse(self):
-        super().fuse()
-        if self._prepared:
-            self._prepared = self._prepared[0], self.weight
-
-
-class FusesHalfToo(package.RMSNorm):
-    def fuse(self):
-        n = self.weight.shape[-1]
-        floor = torch.tensor(math.sqrt(n * self.eps))
-        self._prepared = floor, self.weight * math.sqrt(n)
-
-    def forward(self, x):
-        if self._prepared is None:
-            return super().forward(x)
-        length = x.square().sum(-1, keepdim=True).sqrt()
-        return (
-            x / torch.hypot(length, self._prepared[0].to(x.dtype)) * self._prepared[1]
-        )
-
-
-class FuseScalesTheWeight(package.RMSNorm):
-    def fuse(self):
-        super().fuse()
-        self.weight.mul_(2)
-
-
 NORMS = {
     each.__name__: (each, words)
     for each, words in (
@@ -635,10 +660,6 @@ NORMS = {
         (OneSizeForAll, "every row"),
         (InItsOwnDtype, "In half precision"),
         (WideComesBack, "In half precision"),
-        (FuseForgetsEps, "Where RMSNorm has a fuse"),
-        (FuseForgetsTheSize, "Where RMSNorm has a fuse"),
-        (FusesHalfToo, "Where RMSNorm has a fuse"),
-        (FuseScalesTheWeight, "Where RMSNorm has a fuse"),
     )
 }
 
@@ -726,31 +747,6 @@ class ScalesQueries(OwnAttention):
         return q * self.D**-0.5, k, v
 
 
-class FusesInAnotherOrder(package.Attention):
-    def fuse(self):
-        super().fuse()
-        self.fused = [package.stack(self.k_proj, self.q_proj, self.v_proj)]
-
-
-class FusesWithoutBias(package.Attention):
-    def fuse(self):
-        super().fuse()
-        self.fused[0].bias = None
-
-
-class FusesWithoutNorms(package.Attention):
-    def fuse(self):
-        super().fuse()
-        self.qk_norm = []
-
-
-class FusesTheNormsIntoTheModel(package.Attention):
-    def fuse(self):
-        super().fuse()
-        del self.q_proj, self.k_proj, self.v_proj
-        self.qkv_proj = nn.Linear(1, 1)
-
-
 ATTENTIONS = {
     each.__name__: (each, words)
     for each, words in (
@@ -768,10 +764,6 @@ ATTENTIONS = {
         (NormsValuesToo, "In Qwen3 every head"),
         (BiasEverywhere, "a checkpoint's parameters"),
         (BiasIsNotAdded, "Attention adds biases"),
-        (FusesInAnotherOrder, "Where Attention has a fuse"),
-        (FusesWithoutBias, "Where Attention has a fuse"),
-        (FusesWithoutNorms, "Where Attention has a fuse"),
-        (FusesTheNormsIntoTheModel, "Where Attention has a fuse"),
     )
 }
 
@@ -811,18 +803,6 @@ class MLPWithoutBias(OwnMLP):
         super().__init__(replace(c, mlp_bias=False))
 
 
-class FusesUpFirst(package.MLP):
-    def fuse(self):
-        super().fuse()
-        self.fused = [package.stack(self.up_proj, self.gate_proj)]
-
-
-class FusesNoBias(package.MLP):
-    def fuse(self):
-        super().fuse()
-        self.fused[0].bias = None
-
-
 MLPS = {
     each.__name__: (each, words)
     for each, words in (
@@ -833,8 +813,6 @@ MLPS = {
         (GateAlone, "The MLP is down"),
         (AddsTheResidual, "The MLP is down"),
         (MLPWithoutBias, "The MLP does the same"),
-        (FusesUpFirst, "The MLP does the same"),
-        (FusesNoBias, "The MLP does the same"),
     )
 }
 
@@ -1062,14 +1040,6 @@ def _unties(load, path, dtype, device):
     return model
 
 
-def _swaps_fused(load, path, dtype, device):
-    model = load(path, dtype, device)
-    for layer in model.model.layers:
-        mlp = layer.mlp
-        mlp.fused = [package.stack(mlp.up_proj, mlp.gate_proj)]
-    return model
-
-
 MODELS = {
     "PositionsStartAgain": (PositionsStartAgain, "Positions come from the context"),
     "PositionsFollowTheFirst": (
@@ -1095,7 +1065,6 @@ MODELS = {
     "wants_gradients": (
         _loaded(lambda load, *a: load(*a).requires_grad_()), "from_pretrained gives"),
     "forgets_to_tie": (_loaded(_unties), "from_pretrained gives"),
-    "fuses_the_wrong_way": (_loaded(_swaps_fused), "from_pretrained gives"),
     "always_float32": (
         _loaded(lambda load, path, dtype, device: load(path, torch.float32, device)),
         "The dtype is the one asked for"),

@@ -67,7 +67,7 @@ def prompt_ids() -> list[list[int]]:
 @torch.inference_mode()
 def plain_logits(ids: list[int]) -> torch.Tensor:
     """Logits [T, V] of one pass without a cache, in float32 on the CPU."""
-    model = reference().model
+    model = model_on("cpu")
     context = PlainContext(torch.arange(len(ids)))
     return model.logits(model(torch.tensor(ids), context))
 
@@ -76,7 +76,7 @@ def plain_logits(ids: list[int]) -> torch.Tensor:
 def greedy(prompt: tuple[int, ...], steps: int = STEPS) -> tuple[int, ...]:
     """What float32 on the CPU generates, whatever would end it."""
     params = SamplingParams(temperature=0, max_tokens=steps)
-    output = generate(reference().model, reference().tokenizer, list(prompt), params)
+    output = generate(model_on("cpu"), reference().tokenizer, list(prompt), params)
     return tuple(output.outputs[0].token_ids)
 
 

@@ -15,8 +15,8 @@ import torch
 from folovllm_lite import LLM, SamplingParams
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.engine import LLMEngine
+from folovllm_lite.fast import padded
 from folovllm_lite.generation import RequestState
-from folovllm_lite.layers import padded
 from folovllm_lite.request import Request, Sequence
 from tests.helpers import VOCAB_SIZE, make_checkpoint
 from tests.integration.test_engine_oracle import BLOCKS, engine_of, expected

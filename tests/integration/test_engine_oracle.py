@@ -5,6 +5,7 @@ the books are checked after every step. A random model with a small vocabulary m
 every mistake in position, mask or block visible in the very next token.
 """
 
+import functools
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from folovllm_lite import LLM, LLMEngine, SamplingParams
 from folovllm_lite.generation import generate
+from folovllm_lite.qwen3 import Qwen3
 from tests.helpers import make_checkpoint
 
 BLOCK = 4
@@ -49,13 +51,19 @@ def forget(engine: LLMEngine) -> None:
     engine.runner.cache.swap.fill_(math.nan)
 
 
+@functools.cache
+def plain_model(path: str) -> Qwen3:
+    """The checkpoint as it is loaded: `LLM` has its layers replaced by faster ones."""
+    return Qwen3.from_pretrained(path, torch.float32, "cpu")
+
+
 def expected(engine, prompt, params):
     """What the plain loop says; its results are kept, many requests repeat."""
     key = (tuple(prompt), repr(params))
     if key not in _known:
         generator = torch.Generator().manual_seed(0)
         output = generate(
-            engine.model,
+            plain_model(engine.tokenizer.name_or_path),
             engine.tokenizer,
             prompt,
             params,

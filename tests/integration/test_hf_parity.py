@@ -1,18 +1,14 @@
 """Our transformer against Hugging Face's, on random checkpoints of all three
 families."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 
-from folovllm_lite import attention, layers, qwen3
+from folovllm_lite import attention, fast, qwen3
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.kv_cache import ContiguousKVCache
-from folovllm_lite.model_loader import load_weights
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
-from tests.helpers import VOCAB_SIZE, make_checkpoint, make_hf_model
+from tests.helpers import VOCAB_SIZE, make_hf_model
 
 LENGTHS = [1, 2, 17, 300]
 LLAMA3 = {
@@ -61,15 +57,6 @@ def both(family, changes):
     return ours.eval(), theirs
 
 
-def fused(model):
-    """The same model as users run it: `from_pretrained` fuses what it has loaded."""
-    model.requires_grad_(False)
-    for module in model.modules():
-        if hasattr(module, "fuse"):
-            module.fuse()
-    return model
-
-
 def plain(model, ids):
     return model.logits(model(ids, PlainContext(torch.arange(len(ids)))))
 
@@ -97,123 +84,9 @@ def test_logits_equal_transformers(family, changes):
         torch.testing.assert_close(cached(ours, ids, 300), want, atol=1e-4, rtol=0)
         torch.testing.assert_close(cached(ours, ids, 7), want, atol=1e-4, rtol=0)
     torch.testing.assert_close(cached(ours, ids[:40], 1), want[:40], atol=1e-4, rtol=0)
-    ours = fused(ours)
+    fast.prepare(ours)
     torch.testing.assert_close(plain(ours, ids), want, atol=1e-4, rtol=0)
     torch.testing.assert_close(cached(ours, ids[:40], 1), want[:40], atol=1e-4, rtol=0)
-
-
-def test_a_loaded_model_builds_no_graph(tmp_path):
-    """Weights that were fused while gradients were on kept one alive for each call."""
-    model = Qwen3.from_pretrained(make_checkpoint(tmp_path), device="cpu")
-    assert not plain(model, torch.tensor([5, 6])).requires_grad
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
-def test_packed_weights_multiply_alike(dtype, atol, tmp_path, monkeypatch):
-    """oneDNN's tiles hold the same numbers; what they replace takes no memory."""
-    monkeypatch.setattr(layers, "_SMALL_WEIGHT", 0)  # large ones are only packed
-    path = make_checkpoint(tmp_path)
-    packed = Qwen3.from_pretrained(path, dtype, "cpu")
-    unpacked = Qwen3(packed.config).to(dtype).requires_grad_(False)
-    load_weights(unpacked, path)
-    for length in (1, 40):
-        ids = torch.arange(2, 2 + length)
-        torch.testing.assert_close(
-            plain(packed, ids), plain(unpacked, ids), atol=atol, rtol=0
-        )
-    projection = packed.model.layers[0].self_attn.o_proj
-    assert projection.weight.is_meta == (projection._packed is not None)
-    assert not packed.lm_head.weight.is_meta, "the embedding reads it, if they are tied"
-    if projection._packed is not None:  # else a checkpoint without weights
-        for forbidden in (
-            packed.state_dict,
-            lambda: packed.load_state_dict(unpacked.state_dict()),
-            lambda: copy.deepcopy(packed),
-            lambda: pickle.dumps(packed),
-        ):
-            with pytest.raises(RuntimeError, match="can't be copied, saved or changed"):
-                forbidden()
-        packed.lm_head.weight[5] *= 2  # readable, so it may be changed
-        unpacked.lm_head.weight[5] *= 2
-        torch.testing.assert_close(
-            plain(packed, ids), plain(unpacked, ids), atol=atol, rtol=0
-        )
-        projection.weight.zero_()
-        with pytest.raises(RuntimeError, match="can't be copied, saved or changed"):
-            plain(packed, ids)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("tied", [False, True])
-def test_small_weights_can_be_changed_after_loading(tied, tmp_path):
-    """What a learner does to a weight counts for one token and for many, wherever its
-    numbers are kept: as a column, in a stack, packed, in the embedding."""
-    path = make_checkpoint(tmp_path, tie_word_embeddings=tied)
-    with torch.inference_mode():  # as an engine may be made
-        loaded = Qwen3.from_pretrained(path, device="cpu")
-    bare = Qwen3(loaded.config).requires_grad_(False)
-    load_weights(bare, path)
-    ids = torch.arange(2, 12)
-    names = [name for name, _ in loaded.named_parameters()]
-    assert names == [name for name, _ in bare.named_parameters()]
-    for name in names:
-        plain(loaded, ids)  # packed before it is changed
-        for model in (bare, loaded):
-            model.get_parameter(name)[0] *= -1.5
-        for tokens in (ids[:1], ids):
-            torch.testing.assert_close(
-                plain(loaded, tokens), plain(bare, tokens), atol=1e-4, rtol=0
-            )
-    for model in (bare, loaded):  # another weight altogether
-        for layer in model.model.layers:
-            down, out = layer.mlp.down_proj, layer.self_attn.o_proj
-            down.weight.data = down.weight.flip(0)
-            with torch.inference_mode():
-                out.weight = torch.nn.Parameter(out.weight * 2, False)
-    for tokens in (ids, ids[:1]):
-        with torch.inference_mode():  # as the engine runs
-            got = plain(loaded, tokens)
-        # Such a tensor counts no writes, so the layer has made a copy of it.
-        assert not loaded.model.layers[0].self_attn.o_proj.weight.is_inference()
-        torch.testing.assert_close(got, plain(bare, tokens), atol=1e-4, rtol=0)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    "copied",
-    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
-    ids=["deepcopy", "pickle"],
-)
-def test_a_copy_has_weights_of_its_own(copied, tmp_path):
-    """All that a layer keeps beside its weight is the copy's own, and so are writes."""
-    path = make_checkpoint(tmp_path)
-    loaded = Qwen3.from_pretrained(path, device="cpu")
-    ids = torch.arange(2, 12)
-    for name, weight in loaded.named_parameters():
-        before = plain(loaded, ids)
-        twin, noise = copied(loaded), 0.1 * torch.randn(weight.shape)
-        twin.get_parameter(name).add_(noise)  # at once: nothing was computed yet
-        assert not torch.allclose(plain(twin, ids), before), name
-        assert torch.equal(plain(loaded, ids), before), name
-        weight.add_(noise)
-        for tokens in (ids, ids[:1]):
-            torch.testing.assert_close(
-                plain(twin, tokens), plain(loaded, tokens), atol=1e-4, rtol=0
-            )
-
-
-@torch.no_grad()
-def test_a_saved_state_comes_back(tmp_path):
-    path = make_checkpoint(tmp_path)
-    loaded, changed = (Qwen3.from_pretrained(path, device="cpu") for _ in range(2))
-    ids = torch.arange(2, 12)
-    plain(changed, ids)
-    for parameter in changed.parameters():
-        parameter.mul_(1.5)
-    changed.load_state_dict(loaded.state_dict())
-    for tokens in (ids, ids[:1]):
-        assert torch.equal(plain(loaded, tokens), plain(changed, tokens))
 
 
 def _lose_the_sign(monkeypatch):

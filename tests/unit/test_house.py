@@ -34,9 +34,9 @@ TOP_LEVEL = {
 # The order in which the package is taught; a module imports only from those before it.
 ORDER = (
     "utils", "config", "sampling_params", "sampler", "request", "outputs",
-    "model_loader", "attention", "layers", "qwen3", "kv_cache", "processor",
+    "model_loader", "attention", "qwen3", "kv_cache", "processor",
     "generation", "scheduler", "engine", "block_manager", "paged", "runner", "flash",
-    "prefix_cache", "gptq", "llm",
+    "prefix_cache", "gptq", "fast", "llm",
     "viz", "widgets", "checks", "notebook", "tiny", "doctor", "bench", "lab",
     "__main__",
 )  # fmt: skip

@@ -1,0 +1,187 @@
+"""What `fast.prepare` makes of a model: the same numbers, and nothing that could be
+changed without the faster layers knowing of it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from folovllm_lite import fast, qwen3
+from folovllm_lite.attention import PlainContext
+from folovllm_lite.config import ModelConfig
+from folovllm_lite.generation import generate
+from folovllm_lite.model_loader import EMBEDDED_MODEL, ModelLoader
+from folovllm_lite.qwen3 import Qwen3
+from folovllm_lite.sampling_params import SamplingParams
+from tests.helpers import make_checkpoint
+
+FAMILIES = [
+    ("qwen3", {"tie_word_embeddings": True}),
+    ("qwen3", {"attention_bias": True, "num_key_value_heads": 1}),
+    ("qwen2", {}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return make_checkpoint(tmp_path)
+
+
+def load(path, dtype=torch.float32):
+    return Qwen3.from_pretrained(path, dtype, "cpu")
+
+
+def logits(model, ids):
+    return model.logits(model(ids, PlainContext(torch.arange(len(ids)))))
+
+
+def expect_alike(prepared, plain, atol=1e-4):
+    for length in (1, 2, 9, 40):
+        ids = torch.arange(2, 2 + length)
+        want = logits(plain, ids)
+        torch.testing.assert_close(logits(prepared, ids), want, atol=atol, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("small", [0, 2**21], ids=["tiles", "shares"])
+@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("family, changes", FAMILIES, ids=lambda value: str(value)[:40])
+def test_a_prepared_model_gives_the_plain_ones_logits(
+    family, changes, dtype, atol, small, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fast, "_SMALL_WEIGHT", small)
+    path = make_checkpoint(tmp_path, family, **changes)
+    expect_alike(fast.prepare(load(path, dtype)), load(path, dtype), atol)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_what_a_gpu_runs_gives_them_too(dtype, atol, path, monkeypatch):
+    """There nothing is packed, and the norm is PyTorch's."""
+    monkeypatch.setattr(fast, "_packs", lambda weight: False)
+    model = fast.prepare(load(path, dtype))
+    for norm in (each for each in model.modules() if type(each) is fast.FastNorm):
+        norm.on_cpu, n = False, norm.scale.shape[-1]
+        norm.scale = (norm.scale / n**0.5).to(dtype)
+    expect_alike(model, load(path, dtype), atol)
+
+
+def test_the_embedded_model_says_the_same_tokens():
+    """In float32 they are exactly the plain model's: it is the oracle."""
+    plain, prepared = load(EMBEDDED_MODEL), fast.prepare(load(EMBEDDED_MODEL))
+    tokenizer = ModelLoader(ModelConfig(str(EMBEDDED_MODEL))).load_tokenizer()
+    params = SamplingParams(temperature=0, max_tokens=120, ignore_eos=True)
+    for prompt in ("Once upon a time", "Question: what is", "从前"):
+        ids = tokenizer.encode(prompt)
+        one, two = (
+            generate(model, tokenizer, ids, params) for model in (plain, prepared)
+        )
+        assert one.outputs[0].token_ids == two.outputs[0].token_ids
+
+
+@torch.no_grad()
+def test_every_layer_is_replaced_and_holds_no_parameter(path):
+    model = load(path)
+    before = model.num_parameters
+    assert fast.prepare(model) is model
+    assert not list(model.parameters()) and not list(model.buffers())
+    plain = (qwen3.Attention, qwen3.MLP, qwen3.RMSNorm, nn.Linear, nn.Embedding)
+    assert not [type(each) for each in model.modules() if isinstance(each, plain)]
+    assert model.num_parameters == before
+    weight = model.lm_head.weight  # what others ask for dtype and device
+    assert weight.dtype == torch.float32 and weight.device.type == "cpu"
+    assert fast.prepare(model) is model, "once more changes nothing"
+    expect_alike(model, load(path))
+
+
+def test_what_it_makes_cannot_be_changed(path):
+    """All of these went through once, and changed some layers and not the others, or
+    saved a checkpoint without weights. The model goes on as it was."""
+    model, plain = fast.prepare(load(path)), load(path)
+    for forbidden in (
+        model.train,
+        model.state_dict,
+        lambda: model.load_state_dict(plain.state_dict()),
+        lambda: model.load_state_dict(plain.state_dict(), strict=False),
+        lambda: model.to(torch.bfloat16),
+        model.half,
+        lambda: model.to("meta"),
+        lambda: copy.copy(model.lm_head),
+        lambda: copy.deepcopy(model),
+        lambda: pickle.dumps(model),
+    ):
+        with pytest.raises(TypeError, match="is for inference alone"):
+            forbidden()
+    with pytest.raises(AttributeError, match="'FastAttention' .* 'q_proj'"):
+        model.model.layers[0].self_attn.q_proj.weight.mul_(2)
+    assert not model.lm_head.weight.numel(), "there is nothing to edit"
+    with torch.no_grad():
+        expect_alike(model.eval(), plain)
+
+
+class Quantized(nn.Linear):
+    """A linear layer of another type, as GPTQ's is."""
+
+
+@torch.no_grad()
+def test_linear_layers_of_others_stay(path):
+    """Where one of q, k, v is another's, the three can't be one product."""
+    model, plain = load(path), load(path)
+    for layer in (*model.model.layers[0].self_attn.children(), model.lm_head):
+        if isinstance(layer, nn.Linear):
+            layer.__class__ = Quantized
+    model.model.layers[1].mlp.up_proj.__class__ = Quantized
+    fast.prepare(model)
+    first, second = model.model.layers
+    assert type(first.self_attn) is qwen3.Attention
+    assert type(first.self_attn.k_proj) is type(model.lm_head) is Quantized
+    assert type(first.self_attn.q_norm) is fast.FastNorm
+    assert type(first.mlp) is fast.FastMLP
+    assert type(second.self_attn) is fast.FastAttention
+    assert type(second.mlp) is qwen3.MLP
+    assert isinstance(second.mlp.down_proj, fast.FastLinear)
+    expect_alike(model, plain)
+
+
+def test_rows_are_padded_to_few_numbers():
+    made = [fast.padded(rows) for rows in range(1, 2049)]
+    assert all(0 <= more - rows <= rows / 4 for rows, more in enumerate(made, 1))
+    assert made[:10] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 10]
+    assert len(set(made)) == 8 + 4 * 8
+
+
+# ----- these tests bite
+
+
+def heads_share_the_query_norm(self, plain):
+    real(self, plain)
+    if plain.q_norm is not None:
+        n = len(self.qk_norm.scale)
+        self.qk_norm = fast.FastNorm(plain.q_norm.weight.expand(n, -1), 1e-6)
+
+
+def bias_is_lost(self, plain):
+    real(self, plain)
+    self.qkv_proj.bias = None
+
+
+def keys_come_first(self, plain):
+    plain.q_proj.weight.data = plain.q_proj.weight.flip(0)
+    real(self, plain)
+
+
+real = fast.FastAttention.__init__
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "mutant", [heads_share_the_query_norm, bias_is_lost, keys_come_first]
+)
+def test_a_mistake_in_merging_is_seen(mutant, tmp_path, monkeypatch):
+    path = make_checkpoint(tmp_path, "qwen3", attention_bias=True)
+    monkeypatch.setattr(fast.FastAttention, "__init__", mutant)
+    with pytest.raises(AssertionError):
+        expect_alike(fast.prepare(load(path)), load(path))
