@@ -239,15 +239,22 @@ class Qwen3Config:
 def rope_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
     """Angle per position of each pair of dimensions, [D / 2] float32, and a scale.
 
-    The scale multiplies cos and sin (1 but for yarn). Sources: RoFormer (Su et al.
-    2021); linear: position interpolation (Chen et al. 2023); yarn: Peng et al. 2023,
-    eq. 15 and 22; llama3: the Llama 3.1 release.
+    The scale multiplies cos and sin (1 but for yarn). Source: RoFormer (Su et al. 2021)
     """
     D, base = config.head_dim, config.rope_theta
     frequencies = base ** -(torch.arange(0, D, 2, dtype=torch.float32) / D)
-    rope = config.rope_scaling
-    if rope is None:
+    if config.rope_scaling is None:
         return frequencies, 1.0
+    return _stretched(frequencies, config)
+
+
+def _stretched(frequencies: Tensor, config: Qwen3Config) -> tuple[Tensor, float]:
+    """The same, slowed down for texts longer than those of the training.
+
+    linear: position interpolation (Chen et al. 2023); llama3: the Llama 3.1 release;
+    yarn: Peng et al. 2023, eq. 15 and 22.
+    """
+    rope, D, base = config.rope_scaling, config.head_dim, config.rope_theta
     factor = rope.get("factor")
     if rope["rope_type"] == "linear":
         return frequencies / factor, 1.0
