@@ -9,8 +9,9 @@ from torch import Tensor
 
 from folovllm_lite import generation as package
 from folovllm_lite.checks.harness import Suite, expect, fail
+from folovllm_lite.checks.tiny import tiny_config
 from folovllm_lite.kv_cache import ContiguousKVCache
-from folovllm_lite.qwen3 import Qwen3, Qwen3Config
+from folovllm_lite.qwen3 import Qwen3
 
 _SUITE = generation_exercises = Suite(
     package,
@@ -214,23 +215,13 @@ def _lazy(p: SimpleNamespace) -> None:
 
 def _tiny() -> Qwen3:
     """A random model of two layers and 24 tokens, the same every time."""
-    config = Qwen3Config(
+    config = tiny_config(
         vocab_size=24,
         hidden_size=32,
         intermediate_size=48,
         num_layers=2,
         num_heads=2,
-        num_kv_heads=1,
         head_dim=16,
-        rms_norm_eps=1e-6,
-        rope_theta=10000.0,
-        rope_scaling=None,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        qkv_bias=False,
-        o_bias=False,
-        mlp_bias=False,
-        qk_norm=True,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)

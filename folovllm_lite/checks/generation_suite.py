@@ -13,6 +13,7 @@ from torch import Tensor
 from folovllm_lite import generation as package
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail, plain
+from folovllm_lite.checks.tiny import tiny_config
 from folovllm_lite.processor import TokenTexts
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
 from folovllm_lite.request import Request, SequenceStatus
@@ -81,7 +82,7 @@ class _Model(Qwen3):
 def _model(dtype: torch.dtype = torch.float32) -> _Model:
     """Two layers with random weights, large enough to make a choice."""
     model = _Model(
-        Qwen3Config(
+        tiny_config(
             vocab_size=_V,
             hidden_size=16,
             intermediate_size=32,
@@ -89,15 +90,7 @@ def _model(dtype: torch.dtype = torch.float32) -> _Model:
             num_heads=4,
             num_kv_heads=2,
             head_dim=8,
-            rms_norm_eps=1e-6,
-            rope_theta=10000.0,
-            rope_scaling=None,
             max_position_embeddings=_LIMIT,
-            tie_word_embeddings=False,
-            qkv_bias=False,
-            o_bias=False,
-            mlp_bias=False,
-            qk_norm=True,
         )
     )
     generator = torch.Generator().manual_seed(7)

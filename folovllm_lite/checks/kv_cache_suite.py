@@ -10,7 +10,8 @@ from torch import Tensor
 from folovllm_lite import kv_cache as package
 from folovllm_lite.attention import PlainContext, attention
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
-from folovllm_lite.qwen3 import Qwen3, Qwen3Config
+from folovllm_lite.checks.tiny import tiny_config
+from folovllm_lite.qwen3 import Qwen3
 
 _SUITE = kv_cache = Suite(
     package,
@@ -26,25 +27,9 @@ _SUITE = kv_cache = Suite(
 # ----- what the properties share
 
 
-def _config(layers: int = 1, heads: int = 1, kv_heads: int = 1, D: int = 4) -> Any:
-    """A model of a few numbers."""
-    return Qwen3Config.from_hf(
-        {
-            "architectures": ["Qwen3ForCausalLM"],
-            "vocab_size": 16,
-            "hidden_size": 8,
-            "intermediate_size": 8,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "head_dim": D,
-        }
-    )
-
-
 def _new(make: Callable, max_len: int = 8, config: Any = None) -> Any:
     """A new cache whose memory is NaN, so that reading an unwritten slot shows."""
-    cache = make(config or _config(), max_len)
+    cache = make(config or tiny_config(), max_len)
     _poison(cache)
     return cache
 
@@ -89,7 +74,7 @@ def _alike(given: str, got: Tensor, wanted: Tensor) -> None:
 
 def _model() -> tuple[Qwen3, Tensor]:
     """A random model of two layers, two query heads to a key/value head, and text."""
-    model = Qwen3(_config(layers=2, heads=4, kv_heads=2))
+    model = Qwen3(tiny_config(num_layers=2, num_heads=4, num_kv_heads=2))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -105,7 +90,7 @@ def _uncached(model: Qwen3, ids: Tensor) -> Tensor:
 
 def _cuts_agree(make: Callable) -> None:
     """Every cut of a sequence into steps attends as the sequence in one pass does."""
-    config = _config(heads=4, kv_heads=2)
+    config = tiny_config(num_heads=4, num_kv_heads=2)
     for cuts in ((1, 1), (2, 1), (1, 2), (2, 2), (1, 3, 1, 3), (5, 1, 2)):
         T = sum(cuts)
         q, k, v = _random(T, 4, 4, 1), _random(T, 2, 4, 2), _random(T, 2, 4, 3)
@@ -128,7 +113,9 @@ def _memory(p: SimpleNamespace) -> None:
     """Memory for max_len tokens is taken at once, in the dtype that was asked for."""
     for layers, heads, D, max_len in ((1, 1, 4, 1), (2, 1, 4, 8), (3, 2, 8, 5)):
         for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
-            config = _config(layers, heads, heads, D)
+            config = tiny_config(
+                num_layers=layers, num_heads=heads, num_kv_heads=heads, head_dim=D
+            )
             cache = p.ContiguousKVCache(config, max_len, dtype)
             given = f"{layers} layers, {heads} heads, D {D}, {max_len} tokens, {dtype}"
             expect(
@@ -138,7 +125,7 @@ def _memory(p: SimpleNamespace) -> None:
             )
             got = [cache.length, cache.max_len]
             expect(f"{given}: length, max_len", got, [0, max_len])
-    cache = p.ContiguousKVCache(_config(), 4, torch.bfloat16)
+    cache = p.ContiguousKVCache(tiny_config(), 4, torch.bfloat16)
     ones = torch.ones(1, 1, 4, dtype=torch.bfloat16)
     out = cache.step(1).attend(0, ones, ones, ones)
     expect("bfloat16: dtype of what attend returns", out.dtype, torch.bfloat16)
@@ -160,7 +147,7 @@ def _positions(p: SimpleNamespace) -> None:
 @_SUITE.property("ContiguousKVCache", hint="who is told that a step has succeeded?")
 def _nobody_else_advances(p: SimpleNamespace) -> None:
     """Neither step nor attend moves length, in no layer; only advance does."""
-    cache = _new(p.ContiguousKVCache, config=_config(layers=2))
+    cache = _new(p.ContiguousKVCache, config=tiny_config(num_layers=2))
     ctx = cache.step(2)
     expect("after step(2): length", cache.length, 0)
     for layer in (0, 1):
@@ -216,7 +203,7 @@ def _any_cut(p: SimpleNamespace) -> None:
 @_SUITE.property("ContiguousKVCache", hint="the first index of the memory is the layer")
 def _layers(p: SimpleNamespace) -> None:
     """Each layer has keys and values of its own."""
-    cache = _new(p.ContiguousKVCache, config=_config(layers=2))
+    cache = _new(p.ContiguousKVCache, config=tiny_config(num_layers=2))
     ctx = cache.step(1)
     _average(ctx, [2], 0)
     _average(ctx, [10], 1)
@@ -230,7 +217,7 @@ def _layers(p: SimpleNamespace) -> None:
 def _failed_pass(p: SimpleNamespace) -> None:
     """A pass that fails, halfway or after its last layer, changes nothing."""
     for ran in (1, 2):
-        cache = _new(p.ContiguousKVCache, config=_config(layers=2))
+        cache = _new(p.ContiguousKVCache, config=tiny_config(num_layers=2))
         _run(cache, [2, 4], layers=2)
         ctx = cache.step(2)
         for layer in range(ran):
@@ -267,7 +254,7 @@ def _advance(p: SimpleNamespace) -> None:
 def _refusals(p: SimpleNamespace) -> None:
     """What can't fit is refused with the numbers; what just fits, fits."""
     expect_error(
-        "max_len 0", lambda: p.ContiguousKVCache(_config(), 0), ValueError, "0"
+        "max_len 0", lambda: p.ContiguousKVCache(tiny_config(), 0), ValueError, "0"
     )
     cache = _new(p.ContiguousKVCache, max_len=4)
     _run(cache, [2, 4, 6])
@@ -345,7 +332,7 @@ def _slots() -> dict[str, Any]:
         for layer in range(layers):
             _average(ctx, [ord(letter) for letter in text], layer)
 
-    cache = _new(package.ContiguousKVCache, config=_config(layers=2))
+    cache = _new(package.ContiguousKVCache, config=tiny_config(num_layers=2))
     run(cache, "abc")
     cache.advance(3)
     run(cache, "XY")

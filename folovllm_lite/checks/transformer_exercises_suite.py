@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from folovllm_lite import attention as package
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
-from folovllm_lite.qwen3 import Qwen3, Qwen3Config, rotate
+from folovllm_lite.checks.tiny import tiny_config
+from folovllm_lite.qwen3 import Qwen3, rotate
 
 _SUITE = transformer_exercises = Suite(
     package,
@@ -318,18 +319,9 @@ def _no_packing(p: SimpleNamespace) -> None:
 )
 def _model(p: SimpleNamespace) -> None:
     """Through a whole Qwen3, packed texts give the hidden states of each alone."""
-    sizes = {
-        "vocab_size": 7,
-        "hidden_size": 8,
-        "intermediate_size": 8,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 4,
-    }
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        config = Qwen3Config.from_hf({"architectures": ["Qwen3ForCausalLM"], **sizes})
+        config = tiny_config(vocab_size=7, num_layers=2, num_heads=2)
         model = Qwen3(config).double()
         texts = [torch.tensor([1, 2, 3]), torch.tensor([4, 5])]
         places = [torch.arange(len(text)) for text in texts]
