@@ -8,7 +8,9 @@ a module. Each property is printed with ✓ or ✗; `CheckFailed` comes at the e
 from folovllm_lite.checks.attention_suite import attention
 from folovllm_lite.checks.block_manager_suite import block_manager
 from folovllm_lite.checks.config_suite import config
+from folovllm_lite.checks.contexts_suite import contexts
 from folovllm_lite.checks.engine_suite import engine
+from folovllm_lite.checks.flash_suite import flash
 from folovllm_lite.checks.generation_exercises_suite import generation_exercises
 from folovllm_lite.checks.generation_suite import generation
 from folovllm_lite.checks.harness import CheckFailed
@@ -33,7 +35,9 @@ __all__ = [
     "attention",
     "block_manager",
     "config",
+    "contexts",
     "engine",
+    "flash",
     "generation",
     "generation_exercises",
     "kv_cache",
