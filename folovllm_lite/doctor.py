@@ -98,6 +98,7 @@ def checkup() -> list[Finding]:
             f"{torch.get_num_threads()} threads",
             f"PyTorch uses {torch.backends.cpu.get_cpu_capability()}",
         ),
+        Finding("Numba", _version("numba") or "missing", "attention on the CPU"),
         Finding("Memory", f"{memory:.1f} GiB", "Qwen3-0.6B needs 1.5 GiB in bfloat16"),
         _gpu(),
     ]

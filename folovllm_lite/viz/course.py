@@ -34,6 +34,7 @@ PARTS = (
     Part("KV cache", (7,), True, 3.84, 0),
     Part("attention", (6, 12), True, 5.76, 0),
 )
+WRITTEN = range(10)  # the notebooks that can be read; the others are planned
 # From, to, and the style of the arrow: one way for what flows, both for what is
 # consulted.
 _ARROWS = (
@@ -92,7 +93,7 @@ def course_map() -> Picture:
             color=ink,
             size=10,
         )
-        numbers = " · ".join(f"{n:02}" for n in part.notebooks)
+        numbers = " · ".join(_number(n) for n in part.notebooks)
         axes.text(
             middle, part.y + 0.18, numbers, ha="center", va="center", color=ink, size=8
         )
@@ -105,13 +106,17 @@ def course_map() -> Picture:
         )
     for x, words in (
         (0.0, "blue: in the package now"),
-        (2.4, "dashed: a later milestone"),
-        (4.8, "numbers: the notebooks of a part"),
+        (2.4, "dashed: planned"),
+        (4.1, "numbers: its notebooks, planned ones in brackets"),
     ):
         axes.text(x, -0.45, words, color=INK, size=8.5)
     text = "\n".join(
         f"{'■' if part.built else '□'} {part.name:<22} notebooks "
-        + ", ".join(f"{n:02}" for n in part.notebooks)
+        + ", ".join(_number(n) for n in part.notebooks)
         for part in PARTS
     )
     return Picture(svg_of(figure), text)
+
+
+def _number(notebook: int) -> str:
+    return f"{notebook:02}" if notebook in WRITTEN else f"({notebook:02})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from folovllm_lite import viz
+from folovllm_lite.viz.picture import svg_of
 
 if TYPE_CHECKING:
     from folovllm_lite.widgets.schedule import Schedule
@@ -101,4 +102,4 @@ def draw_schedule(schedule: Schedule, title: str = "") -> viz.Picture:
     head = title or f"{len(steps)} steps"
     figure.text(0.07, 1 - 0.24 / height, head, size=10, color=viz.INK)
     text = schedule_text(schedule)
-    return viz.Picture(viz._svg(figure), f"{title}\n{text}" if title else text)
+    return viz.Picture(svg_of(figure), f"{title}\n{text}" if title else text)

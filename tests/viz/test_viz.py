@@ -10,7 +10,7 @@ import torch
 from folovllm_lite import viz
 from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.viz import course
-from tests.notebooks.course import COURSE, PACKAGE, ROOT
+from tests.notebooks.course import COURSE, NOTEBOOKS, PACKAGE, ROOT
 
 WEIGHTS = [8.0, 4.0, 2.0, 1.0, 1.0]
 
@@ -87,6 +87,46 @@ def test_the_map_tells_the_truth():
         assert any(built) == part.built, part
     names = {part.name for part in viz.PARTS}
     assert all(start in names and end in names for start, end, _ in course._ARROWS)
+
+
+def test_the_map_tells_which_notebooks_can_be_read():
+    there = {lesson.number for lesson in COURSE if (NOTEBOOKS / lesson.file).exists()}
+    assert set(course.WRITTEN) == there
+    for number in range(1, len(COURSE)):
+        shown = f"{number:02}" if number in there else f"({number:02})"
+        assert shown in viz.course_map().text and shown in viz.course_map().svg
+
+
+STRANGE = (
+    "$\\frac$",
+    "$a_b$ and $",
+    "\x00\x1b[2J",
+    "\ud83c",
+    "a\x0bb\tc",
+    "<&>",
+    "\u2028",
+)
+
+
+@pytest.mark.parametrize("text", STRANGE)
+def test_any_text_can_be_drawn(text):
+    """A formula that matplotlib can't read, what XML can't hold, half a character."""
+
+    class Strange:
+        def decode(self, ids):
+            return text
+
+    found = viz.next_tokens(torch.zeros(3), Strange(), SamplingParams(), 3)
+    pictures = [
+        viz.draw_next_tokens(found, text),
+        viz.draw_memory({text: {text: 3, "b": 1}}, text),
+    ]
+    for picture in pictures:
+        root = ElementTree.fromstring(picture.svg)
+        words = "".join(root.itertext())
+        shown = viz.picture.visible(text)
+        assert shown in words and shown in picture.text
+        assert not any(c < " " and c not in "\n\t" for c in picture.text)
 
 
 def test_the_readmes_picture_is_the_map():
