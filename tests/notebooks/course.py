@@ -117,7 +117,6 @@ UNTAUGHT: dict[str, int | str] = {
 # of them, marked final cells). It only gets shorter: a test wants an entry removed as
 # soon as its lesson keeps the rules.
 LONG = {
-    "00_tour.ipynb",
     "01_configs.ipynb",
     "02_sampling_params.ipynb",
     "03_sampler.ipynb",
