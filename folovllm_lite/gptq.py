@@ -13,7 +13,6 @@ Letters: N outputs of a layer, K inputs, G groups.
 
 import json
 import math
-import random
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -41,7 +40,6 @@ from folovllm_lite.model_loader import (
     weight_files,
 )
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
-from folovllm_lite.tiny import corpus
 from folovllm_lite.utils import get_device
 
 LEVELS = 16  # of four bits
@@ -637,12 +635,6 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, module)
 
 
-def calibration_texts(count: int, seed: int = 0) -> list[str]:
-    """Texts from the embedded model's own generator, as it was trained on."""
-    rng = random.Random(f"{seed} calibration")
-    return [corpus.document(rng, "finish").text for _ in range(count)]
-
-
 @dataclass
 class Report:
     """What quantizing has measured.
@@ -678,12 +670,10 @@ class Report:
 def quantize(
     model: str | Path | None,
     out: str | Path,
+    texts: list[str],
     config: GPTQConfig | None = None,
-    texts: list[str] | None = None,
     *,
-    samples: int = 256,
     max_tokens: int = 512,
-    seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Report:
     """Quantize a checkpoint's linear layers and write a whole checkpoint to `out`.
@@ -695,12 +685,9 @@ def quantize(
     Args:
         model: directory or Hub name; None is the embedded model.
         out: directory to make. It must not exist, or be empty.
+        texts: to calibrate on; one in eight is kept back, to measure on.
         config: see `GPTQConfig`.
-        texts: to calibrate on, one string for a text; None draws `samples` texts from
-            `calibration_texts`.
-        samples: texts to draw.
         max_tokens: longer texts are cut into pieces of so many.
-        seed: of the drawing.
         device: to compute on; None picks CUDA when there is one.
 
     Raises:
@@ -715,7 +702,6 @@ def quantize(
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there already; give a new directory")
-    texts = calibration_texts(samples, seed) if texts is None else texts
     tokenizer = ModelLoader(ModelConfig(str(path))).load_tokenizer()
     pieces = _pieces(tokenizer, texts, max_tokens)
     walk = _Walk(path, config, get_device(device))

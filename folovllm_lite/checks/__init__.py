@@ -13,6 +13,7 @@ from folovllm_lite.checks.engine_suite import engine
 from folovllm_lite.checks.flash_suite import flash
 from folovllm_lite.checks.generation_exercises_suite import generation_exercises
 from folovllm_lite.checks.generation_suite import generation
+from folovllm_lite.checks.gptq_suite import gptq
 from folovllm_lite.checks.harness import CheckFailed
 from folovllm_lite.checks.kv_cache_suite import kv_cache
 from folovllm_lite.checks.memory_suite import memory
@@ -40,6 +41,7 @@ __all__ = [
     "flash",
     "generation",
     "generation_exercises",
+    "gptq",
     "kv_cache",
     "memory",
     "model_loader",

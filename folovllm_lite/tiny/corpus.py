@@ -204,6 +204,12 @@ def document(rng: random.Random, mix: str = "practice") -> Document:
     )
 
 
+def calibration(count: int = 256, seed: int = 0) -> list[str]:
+    """Texts like those of the training, for a quantizer to look at."""
+    rng = random.Random(f"{seed} calibration")
+    return [document(rng, "finish").text for _ in range(count)]
+
+
 def entropy(samples: list[Sample], grammar: Grammar) -> float:
     """Mean of -log p over samples of one grammar, in nats per text.
 

@@ -1,0 +1,316 @@
+"""The GPTQ suite accepts what is right and rejects what others got wrong."""
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from folovllm_lite import checks, gptq
+from folovllm_lite.checks import gptq_suite as suite
+
+SOURCE = Path(gptq.__file__).read_text()
+
+# What was broken -> (text of the package, what stands there instead), one or more.
+MUTANTS = {
+    "v1 zeros stored as they are": (
+        "quantized.zeros.int() - config.zero_offset", "quantized.zeros.int()",
+    ),
+    "v1 zeros read as they are": ("(zeros + config.zero_offset)", "zeros"),
+    "v2 zeros read as v1": ("(zeros + config.zero_offset)", "(zeros + 1)"),
+    "a zero point of 0 wraps silently": ("int(zeros.min()) < 0", "False"),
+    "error fed to the columns before": (
+        "torch.outer(error, upper[k, k:end])", "torch.outer(error, upper[k:end, k])",
+    ),
+    "error fed with the wrong sign": (
+        "weight[:, k:end] -= ", "weight[:, k:end] += ",
+    ),
+    "error not divided by the diagonal": (") / upper[k, k]", ")"),
+    "blocks never hand on their errors": ("errors @ upper[start:end, end:]", "0"),
+    "blocks hand on to the wrong columns": (
+        "errors @ upper[start:end, end:]", "errors @ upper[end:, start:end].T",
+    ),
+    "groups begin inside blocks": (
+        "block = size if size >= _LAZY else size * (_LAZY // size)", "block = _LAZY",
+    ),
+    "grids from the weights as they were": (
+        "make_grid(weight[:, k : k + size]", "make_grid(first[:, k : k + size]",
+        "    levels, scales, zeros = torch.empty_like(weight), [], []",
+        "    first = weight.clone()\n"
+        "    levels, scales, zeros = torch.empty_like(weight), [], []",
+    ),
+    "one grid for all groups": ("if k % size == 0", "if k == 0"),
+    "damping missing": ("    diagonal += damping\n", ""),
+    "damping of the largest": ("diagonal.sum() / max(1, int((~dead).sum()))",
+                               "diagonal.max()"),
+    "dead inputs make it fail": ("    diagonal[dead] = 1\n", ""),
+    "the factor of H, not of its inverse": (
+        "inverse = torch.cholesky_inverse(lower)", "inverse = hessian",
+    ),
+    "the lower factor": ("cholesky_ex(inverse, upper=True)", "cholesky_ex(inverse)"),
+    "a bad Hessian goes through": (
+        "if failed or not bool(upper.isfinite().all())", "if False",
+        "    if not failed:\n        inverse", "    if True:\n        inverse",
+    ),
+    "the Hessian is damped in place": (
+        "hessian = hessian.float().clone()", "hessian = hessian.float()",
+    ),
+    "the weight is changed": (
+        "weight.float()[:, order], upper", "weight, upper",
+    ),
+    "groups across the file's order": ("groups[back]", "groups"),
+    "act order from the smallest": ("descending=True", "descending=False"),
+    "act order of the weight alone": ("hessian[order][:, order]", "hessian"),
+    "levels left in act order": ("levels[:, back].to", "levels.to"),
+    "levels sorted once more": ("levels[:, back].to", "levels[:, order].to"),
+    "nibbles the other way round": ("<< (4 * place)", "<< (28 - 4 * place)"),
+    "nibbles read the other way round": (
+        "4 * torch.arange(_PER_INT32, ", "28 - 4 * torch.arange(_PER_INT32, ",
+    ),
+    "eight neighbours' places mixed up": (
+        "levels[place::_PER_INT32]", "levels.view(_PER_INT32, -1, levels.shape[1])"
+        "[place]",
+    ),
+    "the sign is not masked": ("places) & 15)", "places))"),
+    "qweight packed along the outputs": (
+        "pack_levels(quantized.levels.T)", "pack_levels(quantized.levels).T",
+    ),
+    "qzeros packed along the groups": (
+        "pack_levels(zeros).T.contiguous()", "pack_levels(zeros)",
+    ),
+    "scales as they stand in memory": (
+        "quantized.scales.T.contiguous()", "quantized.scales",
+    ),
+    "the scale is not what is stored": (
+        ".half().float()\n    scale =", "\n    scale =",
+    ),
+    "sixteen steps": ("(high - low) / (LEVELS - 1)", "(high - low) / LEVELS"),
+    "the grid forgets zero": (
+        "weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)",
+        "weight.amin(1), weight.amax(1)",
+    ),
+    "symmetric about the greatest": (
+        "high = torch.maximum(-low, high)", "high = high",
+    ),
+    "a scale of zero": ("torch.where(scale == 0, 1.0, scale)", "scale"),
+    "levels beyond the last": (
+        "((weight / scale).round() + zero).clamp(0, LEVELS - 1)",
+        "(weight / scale).round() + zero",
+    ),
+    "levels cut off, not rounded": (
+        "(weight / scale).round()", "(weight / scale).floor()",
+    ),
+    "a mean of means": (
+        "self._sum += x.T @ x\n        self.tokens += len(x)",
+        "self._sum += x.T @ x / len(x)\n        self.tokens += 1",
+    ),
+    "a Hessian in bfloat16": (
+        "        x = x.float()\n        self._sum", "        self._sum",
+    ),
+    "NaN goes through": ("not bool(self._sum.isfinite().all())", "False"),
+    "sizes aren't checked": ("    if K % size:\n", "    if False:\n"),
+    "the layer takes groups for neighbours": (
+        "group = self.g_idx.long()", "group = self.g_idx.long().sort().values",
+    ),
+    "the layer forgets its bias": (".to(x.dtype), self.bias)", ".to(x.dtype))"),
+}  # fmt: skip
+
+
+def changed(*texts: str) -> types.ModuleType:
+    source = SOURCE
+    for old, new in zip(texts[::2], texts[1::2], strict=True):
+        assert old in source, old
+        source = source.replace(old, new)
+    module = types.ModuleType("mutant")
+    module.__dict__["__name__"] = "folovllm_lite.mutant"
+    sys.modules[module.__name__] = module
+    exec(compile(source, "mutant.py", "exec"), module.__dict__)
+    return module
+
+
+PIECES = (
+    "make_grid", "to_levels", "round_to_nearest", "Hessian", "inverse_factor", "gptq",
+    "pack_levels", "unpack_levels", "pack", "unpack", "QuantizedLinear",
+)  # fmt: skip
+
+
+def test_the_suite_accepts_the_package(capsys):
+    checks.gptq(gptq)
+    assert "✗" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_suite_rejects(name, capsys):
+    module = changed(*MUTANTS[name])
+    with pytest.raises(checks.CheckFailed, match="don't hold"):
+        checks.gptq({piece: getattr(module, piece) for piece in PIECES})
+    out = capsys.readouterr().out
+    assert "hint:" in out and "Traceback" not in out
+
+
+# ----- other right answers
+
+
+def column_by_column(weight, hessian, config):
+    """No blocks, no Cholesky: a new inverse for every column."""
+    gptq.check_sizes(*weight.shape, config)
+    if not bool(weight.isfinite().all()):
+        raise ValueError("weights are NaN")
+    gptq.inverse_factor(hessian, config.damp_percent)  # raises
+    found = suite._oracle(weight, hessian, config)
+    return gptq.Quantized(
+        found["levels"].to(torch.uint8), found["scales"].half(),
+        found["zeros"].to(torch.uint8), found["g_idx"].int(),
+    )  # fmt: skip
+
+
+def packs_by_arithmetic(levels):
+    rows = levels.long().view(-1, 8, levels.shape[1])
+    words = (rows * (16 ** torch.arange(8))[:, None]).sum(1)
+    return torch.where(words >= 2**31, words - 2**32, words).int()
+
+
+def unpacks_one_by_one(packed):
+    rows = []
+    for row in packed.tolist():
+        for place in range(8):
+            rows.append([(word % 2**32) // 16**place % 16 for word in row])
+    return torch.tensor(rows, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        {"gptq": column_by_column},
+        {"pack_levels": packs_by_arithmetic, "unpack_levels": unpacks_one_by_one},
+    ],
+)
+def test_the_suite_accepts_other_ways(pieces, capsys):
+    checks.gptq(pieces)
+    assert "✗" not in capsys.readouterr().out
+
+
+# ----- the exercises
+
+
+def trace_columns(first=0.6, divide=True, feed=True):
+    w, U = list(suite.TRACE["weights"]), suite.TRACE["U"]
+    corrected, levels = [], []
+    for k in range(3):
+        corrected.append(w[k])
+        levels.append(round(w[k]) + 8)
+        error = (w[k] - round(w[k])) / (U[k][k] if divide else 1)
+        for j in range(k + 1, 3):
+            w[j] -= error * U[k][j] if feed else 0
+    return {"levels": levels, "corrected": corrected}
+
+
+def regroup(tensors, sort=True, repack=True, back=False, copies=True):
+    order = tensors["g_idx"].argsort(stable=True) if sort else torch.arange(16)
+    levels = gptq.unpack_levels(tensors["qweight"])
+    levels = levels[order.argsort() if back else order]
+    new = dict(tensors) if copies else tensors
+    if repack:
+        new["qweight"] = gptq.pack_levels(levels)
+    new["g_idx"] = tensors["g_idx"][order]
+    return new, order
+
+
+def choose_bits(layers, budget, per_byte=True, groups=True, refuse=True):
+    """The best of all choices that a table of used bytes can hold (a knapsack)."""
+
+    def cost(x, b):
+        return suite._bytes_of(x, b) if groups else x["N"] * x["K"] * b // 8
+
+    if refuse and sum(cost(x, 2) for x in layers) > budget:
+        raise ValueError(f"{budget} bytes are not enough")
+    best = {0: (0.0, [])}
+    for x in layers:
+        new = {}
+        for used, (error, bits) in best.items():
+            for b in (2, 3, 4, 8):
+                total = used + cost(x, b)
+                found = (error + (x["error"][b] if per_byte else -b), [*bits, b])
+                if total <= budget and (total not in new or found < new[total]):
+                    new[total] = found
+        best = new
+    return min(best.values())[1]
+
+
+def greedy_bits(layers, budget):
+    """Give the next bits where a byte saves most, until none fit."""
+    bits = [2] * len(layers)
+    used = sum(suite._bytes_of(x, 2) for x in layers)
+    if used > budget:
+        raise ValueError(f"{used} bytes are needed, there are {budget}")
+    while True:
+        moves = []
+        for i, x in enumerate(layers):
+            for b in (3, 4, 8):
+                more = suite._bytes_of(x, b) - suite._bytes_of(x, bits[i])
+                if b > bits[i] and used + more <= budget:
+                    gain = x["error"][bits[i]] - x["error"][b]
+                    moves.append((gain / more, i, b, more))
+        if not moves:
+            return bits
+        _, i, b, more = max(moves)
+        bits[i], used = b, used + more
+
+
+@pytest.mark.parametrize(
+    "name, answer",
+    [("trace_columns", trace_columns), ("regroup", regroup),
+     ("choose_bits", choose_bits)],
+)  # fmt: skip
+def test_a_solution_is_accepted(name, answer, capsys):
+    checks.gptq(**{name: answer})
+    assert "✗" not in capsys.readouterr().out
+
+
+EXERCISE_MUTANTS = {
+    "trace_columns": [
+        lambda: trace_columns(divide=False), lambda: trace_columns(feed=False),
+        lambda: None, lambda: {"levels": [9, 9, 8]},
+        lambda: {**trace_columns(), "levels": "none"},
+        lambda: {**trace_columns(), "levels": [1, 1, 0]},
+    ],
+    "regroup": [
+        lambda t: regroup(t, sort=False), lambda t: regroup(t, repack=False),
+        lambda t: regroup(t, back=True), lambda t: regroup(t, copies=False),
+        lambda t: regroup(t)[0],
+        lambda t: (regroup(t)[0], regroup(t)[1].argsort()),
+    ],
+    "choose_bits": [
+        lambda x, b: [4] * len(x), lambda x, b: [2] * len(x),
+        lambda x, b: choose_bits(x, b, per_byte=False),
+        lambda x, b: choose_bits(x, b, groups=False),
+        lambda x, b: choose_bits(x, b, refuse=False) if b > 0 else None,
+        lambda x, b: tuple(choose_bits(x, b)),
+        lambda x, b: [16] * len(x),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, mutant", [(n, m) for n, many in EXERCISE_MUTANTS.items() for m in many]
+)
+def test_a_wrong_answer_is_rejected(name, mutant, capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.gptq(**{name: mutant})
+    assert "hint:" in capsys.readouterr().out
+
+
+def test_a_stub_is_not_an_attempt(capsys):
+    def regroup(tensors):
+        raise NotImplementedError
+
+    with pytest.raises(checks.CheckFailed):
+        checks.gptq(regroup=regroup)
+    assert "not written yet" in capsys.readouterr().out
+
+
+def test_a_traced_answer_isnt_given_away(capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.gptq(trace_columns=lambda: {"levels": [0] * 3, "corrected": [0] * 3})
+    assert "another answer" in capsys.readouterr().out
