@@ -15,7 +15,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from folovllm_lite import fast
+from folovllm_lite import fast, gptq
 from folovllm_lite.block_manager import BlockManager
 from folovllm_lite.config import (
     CacheConfig,
@@ -54,13 +54,16 @@ _STEP_TOKENS = 2048
 
 
 def make_engine(
-    config: EngineConfig, device: str | torch.device | None = None
+    config: EngineConfig,
+    device: str | torch.device | None = None,
+    quantization: str | None = None,
 ) -> LLMEngine:
     """Load a model, and build an engine whose parts fit each other and it.
 
     Args:
         config: what was asked for; None in it is decided here.
         device: "cpu", "cuda" or None, which picks CUDA when there is one.
+        quantization: "gptq" insists on a checkpoint of that kind.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: as the loader raises, and for what the
@@ -68,7 +71,9 @@ def make_engine(
     """
     device, asked = get_device(device), config.model_config
     path = resolve_checkpoint(asked.model)
-    model = fast.prepare(Qwen3.from_pretrained(path, asked.torch_dtype, device))
+    quantized = quantization is not None or gptq.read_quantization(path) is not None
+    load = gptq.load if quantized else Qwen3.from_pretrained
+    model = fast.prepare(load(path, asked.torch_dtype, device))
     tokenizer = ModelLoader(asked).load_tokenizer()
     longest = _longest(model, asked.max_model_len)
     config = EngineConfig(
@@ -201,7 +206,7 @@ class LLM:
         tokenizer, tokenizer_mode, trust_remote_code, dtype, max_model_len, seed: see
             `ModelConfig`. A checkpoint's model code is never run, the model is our own;
             `trust_remote_code=True` lets its tokenizer's code run.
-        quantization: not before M7.
+        quantization: None finds out by itself; "gptq" insists on a GPTQ checkpoint.
         device: "cpu", "cuda" or None, which picks CUDA when there is one.
         block_size, gpu_memory_utilization, swap_space, enable_prefix_caching,
             num_gpu_blocks_override: see `CacheConfig`.
@@ -209,7 +214,7 @@ class LLM:
             see `SchedulerConfig`.
 
     Raises:
-        NotImplementedError: an option whose milestone has not landed, by its name.
+        NotImplementedError: an option that we don't have, by its name.
         TypeError, ValueError, FileNotFoundError: as the configs and the loader raise.
     """
 
@@ -235,9 +240,9 @@ class LLM:
         enable_chunked_prefill: bool = SchedulerConfig.enable_chunked_prefill,
         preemption_mode: str | None = SchedulerConfig.preemption_mode,
     ):
-        if quantization is not None:
+        if quantization not in (None, "gptq"):
             raise NotImplementedError(
-                f"quantization={quantization!r} comes with M7 (GPTQ)"
+                f"quantization={quantization!r} is not supported, only 'gptq'"
             )
         self.model_config = ModelConfig(
             str(EMBEDDED_MODEL if model is None else model),
@@ -262,7 +267,7 @@ class LLM:
             preemption_mode=preemption_mode,
         )
         config = EngineConfig(self.model_config, cache_config, scheduler_config)
-        self.llm_engine = make_engine(config, device)
+        self.llm_engine = make_engine(config, device, quantization)
         # Whom to tell when a step has changed a request, by request_id.
         self._watchers: dict[str, Callable[[RequestState], None]] = {}
         self._lock = threading.RLock()

@@ -218,15 +218,14 @@ def test_beam_search_is_refused_when_it_is_asked_for():
         SamplingParams(use_beam_search=True)
 
 
-@pytest.mark.parametrize(
-    "option, milestone",
-    [
-        ({"quantization": "gptq"}, "M7"),
-    ],
-)
-def test_options_of_later_milestones_name_them(path, option, milestone):
-    with pytest.raises(NotImplementedError, match=f"{list(option)[0]}.*{milestone}"):
-        LLM(str(path), device="cpu", **option)
+def test_a_quantization_that_we_dont_have_is_named(path):
+    with pytest.raises(NotImplementedError, match="quantization='awq'.*only 'gptq'"):
+        LLM(str(path), device="cpu", quantization="awq")
+
+
+def test_gptq_is_insisted_on(path):
+    with pytest.raises(ValueError, match="is not quantized"):
+        LLM(str(path), device="cpu", quantization="gptq")
 
 
 # --- models ---------------------------------------------------------------------------
