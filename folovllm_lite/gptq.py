@@ -997,7 +997,8 @@ class _Walk:
         for index, pieces in enumerate(packs):
             lengths = [len(piece) for piece in pieces]
             hidden = [self.model.model.norm(rows[index][0]) for rows in held.values()]
-            for ids, *each in zip(pieces, *(x.split(lengths) for x in hidden)):
+            parts = [x.split(lengths) for x in hidden]
+            for ids, *each in zip(pieces, *parts, strict=True):
                 target, full = ids[1:, None].to(self.device), None
                 for name, x in zip(held, each, strict=True):
                     found = self.model.logits(x[:-1]).log_softmax(-1)
