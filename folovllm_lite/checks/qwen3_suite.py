@@ -391,7 +391,7 @@ def _no_sense(p: SimpleNamespace) -> None:
         ({"rms_norm_eps": None}, "rms_norm_eps", "None"),
         ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
         ({"rope_theta": math.nan}, "rope_theta", "nan"),
-        ({"rope_theta": -100.0}, "rope_theta", "-100"),
+        ({"rope_theta": -100.0}, "rope_theta", "-100.0"),
         ({"rope_theta": "100"}, "rope_theta", "'100'"),
         ({"rope_parameters": {"rope_theta": None}}, "rope_theta", "None"),
         ({"max_position_embeddings": "lots"}, "max_position_embeddings", "'lots'"),

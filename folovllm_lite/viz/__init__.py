@@ -19,6 +19,8 @@ from folovllm_lite.viz.sampling_params import FIELD_GROUPS, sampling_fields
 from folovllm_lite.viz.transformer import (
     attention_links,
     draw_attention,
+    draw_groups,
+    draw_masking,
     draw_rotations,
     draw_transformer,
 )
@@ -39,7 +41,9 @@ __all__ = [
     "course_map",
     "draw_attention",
     "draw_file",
+    "draw_groups",
     "draw_loop",
+    "draw_masking",
     "draw_memory",
     "draw_next_tokens",
     "draw_passes",

@@ -122,7 +122,6 @@ LONG = {
     "03_sampler.ipynb",
     "04_requests_and_outputs.ipynb",
     "05_model_loading.ipynb",
-    "06_transformer.ipynb",
     "07_kv_cache.ipynb",
     "08_text_in_text_out.ipynb",
     "09_generation_loop.ipynb",

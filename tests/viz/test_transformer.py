@@ -1,5 +1,6 @@
 """The pictures of notebook 06 say in words what they draw, the same on every run."""
 
+import math
 import re
 
 import torch
@@ -18,8 +19,11 @@ def test_the_transformer_is_drawn_with_its_own_sizes():
     assert "    o: [T, 12] → [T, 8]" in lines
     assert "    down: [T, 16] → [T, 8]" in lines
     assert "head: [T, 8] → [T, 1,000]" in lines
-    for words in ("embedding", "2 layers", "[T, 12] → [T, 8]", "x + MLP(x)"):
+    for words in ("embedding", "2 layers", "[T, 12] → [T, 8]", "MLP(x)"):
         assert words in picture.svg
+    # The stream runs through the layer, and two branches add to it.
+    assert picture.svg.count(">x [T, 8]: the residual stream<") == 1
+    assert picture.svg.count(">+<") == 2
     assert picture.svg == viz.draw_transformer(SIZES, title="a model").svg
 
 
@@ -37,6 +41,34 @@ def test_every_pair_of_a_rotation_is_an_arrow():
 
 def test_a_rotation_has_no_minus_zero():
     assert viz.draw_rotations({"p": [(-0.001, 1.0)]}).text == "p: (0, 1)"
+
+
+def test_the_mask_hides_the_future_and_the_rest_sums_to_one():
+    scores = torch.tensor([[0.0, 2.0], [math.log(1), math.log(3)]])
+    picture = viz.draw_masking(scores, "two tokens")
+    assert str(picture.text).splitlines() == [
+        "two tokens",
+        "scores:",
+        "  query 0: 0.00  2.00",
+        "  query 1: 0.00  1.10",
+        "mask the future:",
+        "  query 0: 0.00  −∞",
+        "  query 1: 0.00  1.10",
+        "softmax:",
+        "  query 0: 1.00  0.00",
+        "  query 1: 0.25  0.75",
+    ]
+    assert picture.svg.count(">−∞<") == 1
+    assert picture.svg == viz.draw_masking(scores, "two tokens").svg
+
+
+def test_neighbours_share_a_head():
+    picture = viz.draw_groups(6, 2, "six and two")
+    assert str(picture.text).splitlines() == [
+        "six and two",
+        *(f"query head {h} reads key/value head {h // 3}" for h in range(6)),
+    ]
+    assert picture.svg == viz.draw_groups(6, 2, "six and two").svg
 
 
 WEIGHTS = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.05, 0.05, 0.9]])
