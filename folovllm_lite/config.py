@@ -1,6 +1,7 @@
 """What an engine is told once, before it starts. Bad values fail here, by name."""
 
-import math
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ _DTYPES = {
 
 
 def _integer(name: str, value: Any, least: int, optional: bool = False) -> None:
-    """Raise unless `value` is an int of at least `least` (or None, where optional)."""
+    """Raise unless `value` is an int in [least, 2**63) (or None, where optional)."""
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
@@ -25,13 +26,16 @@ def _integer(name: str, value: Any, least: int, optional: bool = False) -> None:
     if value < least:
         wanted = {0: "non-negative", 1: "positive"}[least]
         raise ValueError(f"{name} must be {wanted}, got {value}")
+    if value >= 2**63:  # no tensor holds it, and no generator takes it for a seed
+        raise ValueError(f"{name} must be below 2**63, got {value}")
 
 
 def _number(name: str, value: Any) -> None:
     """Raise unless `value` is a finite int or float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
+    # Not math.isfinite, which raises OverflowError for an int such as 10**400.
+    if not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
@@ -129,8 +133,11 @@ class CacheConfig:
                 f"got {self.gpu_memory_utilization}"
             )
         _number("swap_space", self.swap_space)
-        if self.swap_space < 0:
-            raise ValueError(f"swap_space must be non-negative, got {self.swap_space}")
+        if not 0 <= self.swap_space < 2**33:  # in bytes, below 2**63
+            raise ValueError(
+                "swap_space must be non-negative and below 2**33 GiB, "
+                f"got {self.swap_space}"
+            )
         _flag("enable_prefix_caching", self.enable_prefix_caching)
         _integer(
             "num_gpu_blocks_override", self.num_gpu_blocks_override, 1, optional=True
@@ -209,4 +216,54 @@ class EngineConfig:
             raise ValueError(
                 f"scheduler_config.max_model_len is {scheduler_len}, but the model's "
                 f"max_model_len is {model_len}"
+            )
+
+
+# Options of vLLM's `LLM` that have no counterpart here, and the values by which they
+# say "off", "one" or "as usual": a script may spell these out, and nothing changes.
+_VLLM_OPTIONS: dict[str, tuple] = {
+    "async_scheduling": (False, None),
+    "compilation_config": (None, 0),
+    "cpu_offload_gb": (0, 0.0),
+    "data_parallel_size": (1,),
+    "disable_custom_all_reduce": (True, False),  # between GPUs, and there is one
+    "disable_log_stats": (True,),
+    "distributed_executor_backend": (None, "uni"),
+    "download_dir": (None,),
+    "enable_expert_parallel": (False,),
+    "enable_lora": (False, None),
+    "enable_sleep_mode": (False,),
+    "enforce_eager": (True,),
+    "hf_overrides": (None, {}),
+    "kv_cache_dtype": ("auto",),
+    "load_format": ("auto", "safetensors"),
+    "pipeline_parallel_size": (1,),
+    "revision": (None,),
+    "runner": ("auto", "generate"),
+    "skip_tokenizer_init": (False,),
+    "speculative_config": (None,),
+    "tensor_parallel_size": (1,),
+    "tokenizer_revision": (None,),
+}
+
+
+def check_vllm_options(options: Mapping[str, Any]) -> None:
+    """Let options pass that ask vLLM for nothing which isn't here; refuse the others.
+
+    Args:
+        options: those that an engine was given and doesn't know, by name.
+
+    Raises:
+        NotImplementedError: an option of vLLM's that asks for something.
+        TypeError: a name that isn't known at all.
+    """
+    for name, value in options.items():
+        if name not in _VLLM_OPTIONS:
+            raise TypeError(f"there is no option {name!r}")
+        off = _VLLM_OPTIONS[name]
+        # With their types: True == 1, but tensor_parallel_size=True is a slip.
+        if (type(value), value) not in [(type(x), x) for x in off]:
+            raise NotImplementedError(
+                f"{name}={value!r} is not supported: leave it out, or say "
+                f"{' or '.join(map(repr, off))}"
             )

@@ -230,7 +230,8 @@ class Request:
         # Another hash than the blocks', so that no salt can be made to equal a block.
         salt = b""
         if self.cache_salt is not None:
-            salt = hashlib.blake2b(self.cache_salt.encode()).digest()
+            told = self.cache_salt.encode("utf-8", "surrogatepass")
+            salt = hashlib.blake2b(told).digest()
         for i in range(self.sampling_params.best_of):
             seq_id = f"{self.request_id}-{i}"
             data = SequenceData(list(self.prompt_token_ids))

@@ -23,7 +23,8 @@ class SamplingRow:
         params: of the request.
         prompt_token_ids: counted by the repetition penalty only.
         output_token_ids: generated so far; counted by all penalties and by min_tokens.
-        stop_token_ids: every token that would end the row.
+        stop_token_ids: what can't be chosen before `min_tokens`: every token that would
+            end the row, and the end token even if it is ignored, as in vLLM.
         generator: the row's own, if its request has a seed.
     """
 
@@ -110,7 +111,7 @@ def filter_logits(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
     min_p = [0.0 if g else p.min_p for p, g in zip(params, greedy, strict=True)]
     if any(min_p):
         logits = apply_min_p(logits, column(min_p))
-    V = logits.shape[-1]  # a larger k keeps all as well, and might fit no int64
+    V = logits.shape[-1]  # a larger k keeps all as well
     top_k = [-1 if g else min(p.top_k, V) for p, g in zip(params, greedy, strict=True)]
     top_p = [1.0 if g else p.top_p for p, g in zip(params, greedy, strict=True)]
     if any(k != -1 for k in top_k):
@@ -121,7 +122,7 @@ def filter_logits(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
 
 
 def mask_stop_tokens(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
-    """Rows below their `min_tokens` can't choose a token that would end them."""
+    """Rows below their `min_tokens` can't choose one of their `stop_token_ids`."""
     early = [
         i
         for i, row in enumerate(rows)

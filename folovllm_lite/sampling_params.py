@@ -1,9 +1,10 @@
 """What a request asks for, checked when it is made. The fields are vLLM's."""
 
-import math
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any, get_args, get_origin
+
+_LARGEST = 2.0**128 - 2.0**104  # of a float32: the logits are computed in it
 
 
 class SamplingType(IntEnum):
@@ -44,9 +45,9 @@ class SamplingParams:
         presence_penalty: subtracted from the logit of every generated token, [-2, 2].
         frequency_penalty: subtracted once per occurrence in the output, [-2, 2].
         repetition_penalty: divides positive and multiplies negative logits of tokens in
-            prompt or output; above 1 discourages (Keskar et al. 2019).
+            prompt or output; above 1 discourages (Keskar et al. 2019); [1e-5, 1e5].
         stop: strings that end the completion; a lone string counts as a list of one.
-        stop_token_ids: tokens that end it.
+        stop_token_ids: tokens that end it; one that is named twice is kept once.
         include_stop_str_in_output: keep the stop string at the end of the text.
         ignore_eos: go on after the end-of-sequence token.
         max_tokens: most tokens to generate; None is up to the engine's max_model_len.
@@ -94,7 +95,7 @@ class SamplingParams:
         self._check_types()
         # Copies, so that a list the caller changes later changes nothing here.
         self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
-        self.stop_token_ids = list(self.stop_token_ids or [])
+        self.stop_token_ids = list(dict.fromkeys(self.stop_token_ids or []))
         self.best_of = self.n if self.best_of is None else self.best_of
         self._check_values()
 
@@ -104,14 +105,17 @@ class SamplingParams:
         return SamplingType.GREEDY if self.temperature == 0 else SamplingType.RANDOM
 
     def _check_types(self) -> None:
-        """Raise unless every value fits its annotation, and every float is a number."""
+        """Raise unless values fit their annotations, and numbers fit a tensor."""
         for field in fields(self):
             value, wanted = getattr(self, field.name), field.type
             if not _fits(value, wanted):
                 wanted = wanted.__name__ if isinstance(wanted, type) else wanted
                 raise TypeError(f"{field.name} must be {wanted}, got {value!r}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{field.name} must be a finite number, got {value}")
+            # Says no to NaN as well. Not math.isfinite: it takes no int like 10**400.
+            if wanted is float and not abs(value) <= _LARGEST:
+                raise ValueError(f"{field.name} must be finite in float32, got {value}")
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{field.name} must fit 64 bits, got {value}")
 
     def _check_values(self) -> None:
         """Raise for values out of range; a chain of plain ifs, one rule each."""
@@ -141,17 +145,27 @@ class SamplingParams:
                 raise ValueError(
                     f"{name} must be in [-2, 2], got {getattr(self, name)}"
                 )
-        if self.repetition_penalty < 1e-5:  # the same
+        if not 1e-5 <= self.repetition_penalty <= 1e5:  # it multiplies: the same
             raise ValueError(
-                "repetition_penalty must be greater than 0, and at least 1e-05, "
+                "repetition_penalty must be in [1e-05, 1e+05], "
                 f"got {self.repetition_penalty}"
             )
         if "" in self.stop:
             raise ValueError(
                 "stop must not hold an empty string: it would stop at once"
             )
-        if any(token_id < 0 for token_id in self.stop_token_ids):
-            raise ValueError(f"stop_token_ids must be >= 0, got {self.stop_token_ids}")
+        for text in self.stop:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"stop must hold text, got {text!r} with half a surrogate pair"
+                ) from error
+        for token_id in self.stop_token_ids:
+            if not 0 <= token_id < 2**63:
+                raise ValueError(
+                    f"stop_token_ids must be in [0, 2**63), got {token_id}"
+                )
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if self.min_tokens < 0:

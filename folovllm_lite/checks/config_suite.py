@@ -84,9 +84,56 @@ def _model_lengths(p: SimpleNamespace) -> None:
             f"ModelConfig('qwen', max_model_len={value})",
             lambda value=value: p.ModelConfig("qwen", max_model_len=value),
             ValueError,
+            "max_model_len",
             str(value),
         )
     expect("max_model_len=1", p.ModelConfig("qwen", max_model_len=1).max_model_len, 1)
+
+
+@_SUITE.property(
+    "ModelConfig", hint="a seed has no sign and 63 bits; both ends count as seeds"
+)
+def _model_seeds(p: SimpleNamespace) -> None:
+    """A seed lies in [0, 2**63): what every generator takes."""
+    for value in (0, 42, 2**63 - 1):
+        got = p.ModelConfig("qwen", seed=value).seed
+        expect(f"ModelConfig('qwen', seed={value}).seed", got, value)
+    for value in (-1, 2**63, 2**64):
+        expect_error(
+            f"ModelConfig('qwen', seed={value})",
+            lambda value=value: p.ModelConfig("qwen", seed=value),
+            ValueError,
+            "seed",
+            str(value),
+        )
+
+
+@_SUITE.property(
+    "ModelConfig",
+    hint="an annotation checks nothing; and only None means \"not given\", not '' or 0",
+)
+def _model_types(p: SimpleNamespace) -> None:
+    """A field with a wrong type, or a mode that there isn't, is refused by its name."""
+    p.ModelConfig("qwen", tokenizer_mode="slow", trust_remote_code=True)
+    for name, value, error in (
+        ("model", 7, TypeError),
+        ("tokenizer", "", TypeError),
+        ("tokenizer", 7, TypeError),
+        ("tokenizer_mode", "fast", ValueError),
+        ("trust_remote_code", "no", TypeError),
+        ("max_model_len", "16", TypeError),
+        ("max_model_len", True, TypeError),
+        ("seed", 1.0, TypeError),
+    ):
+        expect_error(
+            f"ModelConfig('qwen', {name}={value!r})",
+            lambda name=name, value=value: p.ModelConfig(
+                **{"model": "qwen", name: value}
+            ),
+            error,
+            name,
+            repr(value),
+        )
 
 
 @_SUITE.property(
@@ -101,7 +148,7 @@ def _block_sizes(p: SimpleNamespace) -> None:
             f"CacheConfig(block_size={value})",
             lambda value=value: p.CacheConfig(block_size=value),
             ValueError,
-            "block_size must be positive",
+            "block_size",
             str(value),
         )
 
@@ -119,7 +166,7 @@ def _memory_shares(p: SimpleNamespace) -> None:
             f"CacheConfig(gpu_memory_utilization={value})",
             lambda value=value: p.CacheConfig(gpu_memory_utilization=value),
             ValueError,
-            "gpu_memory_utilization must be in (0, 1]",
+            "gpu_memory_utilization",
             str(value),
         )
 
@@ -139,6 +186,22 @@ def _nan(p: SimpleNamespace) -> None:
         )
 
 
+@_SUITE.property(
+    "CacheConfig",
+    hint="infinity is below no limit; and Python's ints end nowhere: math.isfinite "
+    "makes a float of one first, and fails",
+)
+def _endless(p: SimpleNamespace) -> None:
+    """Infinity and 10**400 are no amount of swap space: a ValueError with its name."""
+    for value, shown in ((math.inf, "inf"), (10**400, "10**400")):
+        expect_error(
+            f"CacheConfig(swap_space={shown})",
+            lambda value=value: p.CacheConfig(swap_space=value),
+            ValueError,
+            "swap_space",
+        )
+
+
 @_SUITE.property("CacheConfig", hint="no swap space at all is a fine choice")
 def _swap(p: SimpleNamespace) -> None:
     """swap_space is 0 GiB or more; 4 by default."""
@@ -148,6 +211,7 @@ def _swap(p: SimpleNamespace) -> None:
         "CacheConfig(swap_space=-1)",
         lambda: p.CacheConfig(swap_space=-1),
         ValueError,
+        "swap_space",
         "-1",
     )
 
@@ -200,13 +264,38 @@ def _scheduler(p: SimpleNamespace) -> None:
         "SchedulerConfig().max_num_batched_tokens", made.max_num_batched_tokens, None
     )
     for name in ("max_num_seqs", "max_num_batched_tokens"):
-        expect(f"{name}=1", getattr(p.SchedulerConfig(**{name: 1}), name), 1)
+        given = f"SchedulerConfig({name}=1).{name}"
+        expect(given, getattr(p.SchedulerConfig(**{name: 1}), name), 1)
         expect_error(
             f"SchedulerConfig({name}=0)",
             lambda name=name: p.SchedulerConfig(**{name: 0}),
             ValueError,
             name,
             "0",
+        )
+
+
+@_SUITE.property(
+    "SchedulerConfig",
+    hint="every field needs a check of its own; isinstance(True, int) is True",
+)
+def _scheduler_types(p: SimpleNamespace) -> None:
+    """Its other fields are checked too: the length, the flag, and True is no int."""
+    made = p.SchedulerConfig(max_model_len=1, enable_chunked_prefill=True)
+    expect("SchedulerConfig(max_model_len=1).max_model_len", made.max_model_len, 1)
+    for name, value, error in (
+        ("max_model_len", 0, ValueError),
+        ("max_model_len", "16", TypeError),
+        ("max_num_seqs", True, TypeError),
+        ("max_num_batched_tokens", 16.0, TypeError),
+        ("enable_chunked_prefill", 1, TypeError),
+    ):
+        expect_error(
+            f"SchedulerConfig({name}={value!r})",
+            lambda name=name, value=value: p.SchedulerConfig(**{name: value}),
+            error,
+            name,
+            repr(value),
         )
 
 
@@ -305,6 +394,19 @@ def _sync(p: SimpleNamespace) -> None:
     engine = _engine(p, p.EngineConfig, 512, max_model_len=100)
     given = "model max_model_len=512, scheduler 100"
     expect(given, engine.scheduler_config.max_model_len, 100)
+    engine = _engine(p, p.EngineConfig, 512, max_model_len=512)
+    given = "model max_model_len=512, scheduler 512"
+    expect(given, engine.scheduler_config.max_model_len, 512)
+
+
+@_SUITE.property("EngineConfig", hint="replace changes one field and keeps the others")
+def _sync_keeps(p: SimpleNamespace) -> None:
+    """All else that the scheduler was told stays as it was."""
+    more = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "preemption_mode": "swap"}
+    engine = _engine(p, p.EngineConfig, 512, **more)
+    for name, value in more.items():
+        given = f"model max_model_len=512, scheduler None and {name}={value!r}: {name}"
+        expect(given, getattr(engine.scheduler_config, name), value)
 
 
 @_SUITE.property("EngineConfig", hint="compare the two lengths before handing one down")
@@ -317,6 +419,21 @@ def _contradiction(p: SimpleNamespace) -> None:
         "512",
         "1024",
     )
+
+
+@_SUITE.property(
+    "EngineConfig", hint="a default in the class body is made once: use default_factory"
+)
+def _own_defaults(p: SimpleNamespace) -> None:
+    """Two engines share no config that nobody gave them."""
+    model = _parts(p, p.EngineConfig).ModelConfig("folo")
+    one, two = p.EngineConfig(model), p.EngineConfig(model)
+    one.cache_config.block_size = 32
+    given = "two engines by default, block_size of the first set to 32: the second's"
+    expect(given, two.cache_config.block_size, 16)
+    one.scheduler_config.max_num_seqs = 1
+    given = "two engines by default, max_num_seqs of the first set to 1: the second's"
+    expect(given, two.scheduler_config.max_num_seqs, 256)
 
 
 @_SUITE.property(
@@ -351,6 +468,59 @@ def _tried(given: str, call: Callable[[], Any], wanted: Any) -> Any:
         raise  # a stub that isn't written yet, and no wrong answer
     except Exception as error:  # noqa: BLE001  whatever a learner's code may raise
         fail(given, f"{type(error).__name__}: {error}", wanted)
+
+
+@_SUITE.property(
+    "check_vllm_options", hint="a table from the option's name to the values that pass"
+)
+def _options_off(p: SimpleNamespace) -> None:
+    """Options of vLLM's pass where they say "off" or "one"."""
+    for options in (
+        {},
+        {"enforce_eager": True},
+        {"tensor_parallel_size": 1, "pipeline_parallel_size": 1},
+        {"enable_lora": False, "kv_cache_dtype": "auto", "revision": None},
+    ):
+        given = f"check_vllm_options({options})"
+        try:
+            p.check_vllm_options(options)
+        except (NotImplementedError, TypeError) as error:
+            if not options:  # a stub raises for nothing at all
+                raise
+            fail(given, f"{type(error).__name__}: {error}", "no error")
+
+
+@_SUITE.property(
+    "check_vllm_options", hint="True == 1: compare the types as well as the values"
+)
+def _options_on(p: SimpleNamespace) -> None:
+    """One that asks for more is a NotImplementedError with its name and its value."""
+    for name, value in (
+        ("tensor_parallel_size", 2),
+        ("tensor_parallel_size", True),
+        ("enforce_eager", False),
+        ("enable_lora", True),
+        ("kv_cache_dtype", "fp8"),
+    ):
+        options = {"pipeline_parallel_size": 1, name: value}
+        expect_error(
+            f"{options}",
+            lambda options=options: p.check_vllm_options(options),
+            NotImplementedError,
+            name,
+            repr(value),
+        )
+
+
+@_SUITE.property("check_vllm_options", hint="a typo is no option of vLLM's either")
+def _options_unknown(p: SimpleNamespace) -> None:
+    """A name that vLLM hasn't either is a TypeError with the name."""
+    expect_error(
+        "{'enforce_eagr': True}",
+        lambda: p.check_vllm_options({"enforce_eagr": True}),
+        TypeError,
+        "enforce_eagr",
+    )
 
 
 def _six_engines(p: SimpleNamespace, letters: str) -> None:

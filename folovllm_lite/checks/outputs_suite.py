@@ -157,6 +157,13 @@ def _optional(p: SimpleNamespace) -> None:
     expect("logprobs=[]", made.outputs[0].logprobs, [])
     expect("prompt_logprobs=[]", made.prompt_logprobs, [])
     expect("finish_reason 'stop': finished", made.finished, True)
+    two = [
+        p.CompletionOutput(i, "", [9], x, None, "stop") for i, x in ((1, -3), (0, -1))
+    ]
+    made = p.RequestOutput("r", None, [7], two, False)
+    given = "completions 1 and 0, both ended, finished=False"
+    expect(f"{given}: indices", [each.index for each in made.outputs], [1, 0])
+    expect(f"{given}: finished", made.finished, False)
 
 
 @_SUITE.property(
@@ -232,6 +239,21 @@ def _deltas_two(p: SimpleNamespace) -> None:
     expect(f"{given} 2", _news(got[1]), [("c", [2], None), ("xyz", [5], "length")])
     expect(f"{given} 3", _news(got[2]), [("", [0], "stop"), ("", [], "length")])
     expect(f"{given} 3: indices", [c.index for c in got[2].outputs], [0, 1])
+
+
+@_SUITE.property(
+    "deltas", hint="what names a completion: its place in the list, or its index?"
+)
+def _deltas_moved(p: SimpleNamespace) -> None:
+    """The last output may have the completions in another order, the best first."""
+    stream = _stream(p, [("ab", [1], None), ("x", [4], None)])
+    zero = p.CompletionOutput(0, "abc", [1, 2], -9.0, None, "stop")
+    one = p.CompletionOutput(1, "xyz", [4, 5], -1.0, None, "stop")
+    got = list(p.deltas([*stream, _output(p, one, zero)]))
+    given = "completions 0 'ab' and 1 'x', then 1 'xyz' before 0 'abc': delta 2"
+    expect(f"{given}: indices", [c.index for c in got[1].outputs], [1, 0])
+    wanted = [("yz", [5], "stop"), ("c", [2], "stop")]
+    expect(given, _news(got[1]), wanted)
 
 
 @_SUITE.property(

@@ -139,6 +139,18 @@ def _slices(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
+    "SequenceData", hint="a list that is handed out as it is can be written to"
+)
+def _slices_are_new(p: SimpleNamespace) -> None:
+    """A slice is a new list too, also where it is all of the prompt or the output."""
+    for start, end in ((0, 2), (2, 4), (0, 4)):
+        data = p.SequenceData([7, 8], [9, 5])
+        data.get_slice(start, end).append(6)
+        given = f"prompt [7, 8], output [9, 5], 6 appended to get_slice({start}, {end})"
+        expect(f"{given}: tokens", data.get_token_ids(), [7, 8, 9, 5])
+
+
+@_SUITE.property(
     "Sequence", hint="a default that is a list is shared by all: use field"
 )
 def _begins(p: SimpleNamespace) -> None:
@@ -235,6 +247,7 @@ def _fork_past(p: SimpleNamespace) -> None:
     parent = _sequence(p, output=[9], blocks=[3])
     _set(parent, "RUNNING")
     parent.num_computed = 2
+    parent.order, parent.width, parent.cache_salt = (1, 4, 0), 2, b"salt"
     child = parent.fork("r-1")
     expect("fork('r-1'): seq_id", child.seq_id, "r-1")
     expect("fork('r-1'): seq_id of its parent", parent.seq_id, "r-0")
@@ -244,6 +257,9 @@ def _fork_past(p: SimpleNamespace) -> None:
     expect("block 3: block_ids", child.block_ids, [3])
     expect("RUNNING: status", child.status.name, "RUNNING")
     expect("num_computed 2: num_computed", child.num_computed, 2)
+    expect("order (1, 4, 0): order", child.order, (1, 4, 0))
+    expect("width 2: width", child.width, 2)
+    expect("cache_salt b'salt': cache_salt", child.cache_salt, b"salt")
     expect(
         "same sampling_params", child.sampling_params == parent.sampling_params, True
     )
@@ -310,6 +326,18 @@ def _own_prompts(p: SimpleNamespace) -> None:
     expect("r-1 generates: output of r-0", one.data.output_token_ids, [])
 
 
+@_SUITE.property("Request", hint="make sequences only where there are none")
+def _given_sequences(p: SimpleNamespace) -> None:
+    """Sequences that are handed in stay, and no others are made."""
+    (one,) = p.Request("r", None, [7], SamplingParams()).get_seqs()
+    one.add_token_id(9)
+    params = SamplingParams(n=2)
+    made = p.Request("r", None, [7], params, sequences={"r-0": one})
+    given = "n=2, one sequence with prompt [7] and output [9] handed in"
+    got = [seq.get_token_ids() for seq in made.get_seqs()]
+    expect(f"{given}: tokens of its sequences", got, [[7, 9]])
+
+
 @_SUITE.property("Request", hint="None asks for all of them")
 def _get_seqs(p: SimpleNamespace) -> None:
     """get_seqs and get_num_seqs give all sequences, or those in one status."""
@@ -349,7 +377,7 @@ def _salts(p: SimpleNamespace) -> None:
         made = p.Request("r", None, [7], SamplingParams(n=2), cache_salt=salt)
         return [sequence.cache_salt for sequence in made.get_seqs()]
 
-    given = (None, "a", "b", "")
+    given = (None, "a", "b", "", "customer-1", "customer-2", "\ud83d")
     for salt in given:
         one, two = salts(salt)
         expect(f"cache_salt={salt!r}: r-0 and r-1 have the same", one == two, True)
@@ -502,15 +530,28 @@ def _rewind_state(p: SimpleNamespace) -> None:
     "rewind", hint="a sequence that is made anew has defaults in its fields"
 )
 def _rewind_request(p: SimpleNamespace) -> None:
-    """What came with the request stays: its id, the parameters, the cache_salt."""
+    """What came with the request stays: its id, the parameters, the cache_salt, and
+    its order.
+    """
     p = _known_to_rewind(p)
     parent = p.Sequence(
         "r-0", "r", p.SequenceData([7], [9]), SamplingParams(n=2), cache_salt=b"salt"
     )
+    parent.order = (1, 4, 0)
     made = p.rewind(parent, "r-9", 1)
     expect("request_id 'r': request_id", made.request_id, "r")
     expect("n=2: sampling_params.n", made.sampling_params.n, 2)
     expect("cache_salt b'salt': cache_salt", made.cache_salt, b"salt")
+    expect("order (1, 4, 0): order", made.order, (1, 4, 0))
+
+
+@_SUITE.property("rewind", hint="will the new one be forked into several?")
+def _rewind_width(p: SimpleNamespace) -> None:
+    """Its width is 1, whatever it was: it will not become several."""
+    p = _known_to_rewind(p)
+    parent = _sequence(p, output=[9])
+    parent.width = 3
+    expect("width 3: width", p.rewind(parent, "r-9", 1).width, 1)
 
 
 @_SUITE.property("rewind", hint="change the copy; and does the copy share a list?")

@@ -1,6 +1,7 @@
 """What has to be true of the sampler (notebook 03): its contract, line by line."""
 
 import math
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,7 +79,18 @@ def _min_p_zero(p: SimpleNamespace) -> None:
     expect(given, _kept(got), [[0, 1], [0]])
 
 
-@_SUITE.property("apply_top_k", hint="sort, and look at ranks instead of values")
+@_SUITE.property("apply_min_p", hint="at least: is the likeliest below 1 times itself?")
+def _min_p_one(p: SimpleNamespace) -> None:
+    """The likeliest tokens stay, at min_p 1 too."""
+    for weights, kept in (([1, 1], [0, 1]), ([3, 1, 3], [0, 2])):
+        got = p.apply_min_p(_logits(weights), _column(1.0))
+        expect(f"weights {weights}, min_p 1: kept ids", _kept(got), [kept])
+
+
+@_SUITE.property(
+    "apply_top_k",
+    hint="sort, and look at ranks instead of values; then from rank back to id",
+)
 def _top_k_exact(p: SimpleNamespace) -> None:
     """top_k keeps exactly the k likeliest tokens."""
     for weights, k, kept in (
@@ -126,6 +138,22 @@ def _top_k_rows(p: SimpleNamespace) -> None:
 
 @_SUITE.property(
     "apply_top_p",
+    hint="the cut is found in the order of the ranking: which id does its place j "
+    "belong to?",
+)
+def _top_p_ids(p: SimpleNamespace) -> None:
+    """What top_p removes is less likely than everything that it keeps."""
+    for weights in ([1, 4, 3], [2, 1, 4, 1], [1, 2, 3, 4, 10]):
+        kept = _kept(p.apply_top_p(_logits(weights), _column(0.6)))[0]
+        least = min((weights[i] for i in kept), default=math.inf)
+        gone = [i for i in range(len(weights)) if i not in kept]
+        if any(weights[i] > least for i in gone):
+            given = f"weights {weights}, top_p 0.6: kept ids"
+            fail(given, kept, "no likelier token among the others")
+
+
+@_SUITE.property(
+    "apply_top_p",
     hint="a token goes when those before it reach top_p, not when it does itself",
 )
 def _top_p_crossing(p: SimpleNamespace) -> None:
@@ -139,6 +167,15 @@ def _top_p_crossing(p: SimpleNamespace) -> None:
     ):
         got = p.apply_top_p(_logits(weights), _column(top_p))
         expect(f"weights {weights}, top_p {top_p}: kept ids", _kept(got), [kept])
+
+
+@_SUITE.property("apply_top_p", hint="at least top_p: what if it is reached exactly?")
+def _top_p_exact(p: SimpleNamespace) -> None:
+    """A set that reaches top_p exactly is enough."""
+    for count, top_p, kept in ((2, 0.5, [0]), (4, 0.5, [0, 1]), (4, 0.25, [0])):
+        got = p.apply_top_p(torch.zeros(1, count), _column(top_p))  # exact in binary
+        given = f"{count} equal weights, top_p {top_p}: kept ids"
+        expect(given, _kept(got), [kept])
 
 
 @_SUITE.property(
@@ -257,6 +294,15 @@ def _min_tokens(p: SimpleNamespace) -> None:
         )
 
 
+@_SUITE.property("mask_stop_tokens", hint="min_tokens counts what was generated")
+def _min_tokens_prompt(p: SimpleNamespace) -> None:
+    """The tokens of the prompt don't count."""
+    row = _row(prompt=[0, 0, 2], output=[0], stop=[1], min_tokens=2)
+    got = p.mask_stop_tokens(torch.zeros(1, 3), [row])
+    given = "min_tokens 2, stop token 1, prompt [0, 0, 2], 1 generated: kept ids"
+    expect(given, _kept(got), [[0, 2]])
+
+
 @_SUITE.property("mask_stop_tokens", hint="mask the row's own stop tokens, in a copy")
 def _min_tokens_rows(p: SimpleNamespace) -> None:
     """Each row masks all of its own stop tokens and leaves its neighbours alone."""
@@ -367,9 +413,28 @@ def _argmax(p: SimpleNamespace) -> None:
     greedy = _row(temperature=0)
     for weights, wanted in (([1, 2], 1), ([2, 2, 1], 0), ([1, 3, 2, 3], 1)):
         expect(f"weights {weights}", p.draw(_logits(weights), [greedy]), [wanted])
-    close = torch.tensor([[0.0, 1e-9, -30.0]])  # one probability, two logits
-    rows = [greedy, _row(seed=0)]
-    got = p.draw(close.expand(2, -1), rows)[0]
+
+
+@_SUITE.property(
+    "draw", hint="which rows get noise? A greedy one wants none, whoever is beside it"
+)
+def _argmax_beside(p: SimpleNamespace) -> None:
+    """A greedy row beside a row that is drawn takes its likeliest token as well."""
+    logits = _logits([5, 4, 4]).expand(20, -1)
+    for at in (0, 1):
+        rows = [_row(temperature=0) if i % 2 == at else _row(seed=i) for i in range(20)]
+        got = p.draw(logits, rows)[at::2]
+        given = f"20 rows of weights [5, 4, 4], every other one drawn: rows {at}::2"
+        expect(given, got, [0] * 10)
+
+
+@_SUITE.property(
+    "draw", hint="softmax rounds: two logits can become one probability; compare logits"
+)
+def _argmax_close(p: SimpleNamespace) -> None:
+    """It takes the larger of two logits, though their probabilities round to one."""
+    close = torch.tensor([[0.0, 1e-9, -30.0]])
+    got = p.draw(close.expand(2, -1), [_row(temperature=0), _row(seed=0)])[0]
     expect("logits [0, 1e-9, -30], next to a row that is drawn", got, 1)
 
 
@@ -441,6 +506,21 @@ def _goes_on(p: SimpleNamespace) -> None:
         fail("50 equal weights, the first draw of seeds 0 to 19", firsts, "many tokens")
 
 
+@_SUITE.property("draw", hint="pass `generator` on to whatever makes the noise")
+def _shared_generator(p: SimpleNamespace) -> None:
+    """Rows without a seed draw from the generator that is handed in."""
+    logits = torch.zeros(8, 1000)
+    rows = [_row() for _ in range(8)]
+    drawn = [
+        p.draw(logits, rows, torch.Generator().manual_seed(seed)).tolist()
+        for seed in (5, 5, 6)
+    ]
+    given = "8 rows of 1000 equal weights, a generator with seed"
+    expect(f"{given} 5, for the second time", drawn[1], drawn[0])
+    if drawn[2] == drawn[0]:
+        fail(f"{given} 6", drawn[2], "other tokens than with seed 5")
+
+
 # ----- logprobs, and the whole
 
 
@@ -452,6 +532,17 @@ def _ranks(p: SimpleNamespace) -> None:
     expect("weights [4, 2, 2, 1]: ranks of ids 0 to 3", got.ranks, [1, 2, 2, 4])
     got = p.gather_logprobs(logprobs, torch.arange(4), None)
     expect("no logprobs asked: top_token_ids", got.top_token_ids, None)
+
+
+@_SUITE.property("gather_logprobs", hint="0 is not None: it asks for the chosen token")
+def _no_top(p: SimpleNamespace) -> None:
+    """A count of 0 gives ranks, and none of the likeliest."""
+    logprobs = _logits([4, 2, 1]).log_softmax(-1)
+    got = p.gather_logprobs(logprobs, torch.tensor([1]), 0)
+    expect("weights [4, 2, 1], token 1, 0 asked: ranks", got.ranks, [2])
+    expect(
+        "weights [4, 2, 1], token 1, 0 asked: top_token_ids", got.top_token_ids, [[]]
+    )
 
 
 @_SUITE.property(
@@ -482,11 +573,41 @@ def _raw(p: SimpleNamespace) -> None:
     expect(
         "weights [3, 1], strong parameters: top_logprobs", got.top_logprobs, [wanted]
     )
-    expect("weights [3, 1]: the logits afterwards", logits, _logits([3, 1]))
 
 
 @_SUITE.property(
-    "sample", hint="the next step of the loop reads logits again: don't write to them"
+    "sample", hint="the caller may read the logits again: write to a copy of them"
+)
+def _logits_stay(p: SimpleNamespace) -> None:
+    """The logits that were passed in stay as they were."""
+    for params in (
+        {"temperature": 0.5},
+        {"output": [0], "presence_penalty": 1.0},
+        {"stop": [1], "min_tokens": 1},
+        {"top_k": 1, "min_p": 0.5, "top_p": 0.5},
+    ):
+        logits = _logits([3, 1])
+        p.sample(logits, [_row(**params)])
+        expect(
+            f"weights [3, 1], {params}: the logits afterwards", logits, _logits([3, 1])
+        )
+
+
+@_SUITE.property(
+    "sample", hint="the rows may ask for different counts: which is enough?"
+)
+def _most_logprobs(p: SimpleNamespace) -> None:
+    """K is the largest `logprobs` of the batch, whichever row asks."""
+    for counts, wanted in (((None, 2), 2), ((3, 1), 3), ((1, 3), 3), ((0, None), 0)):
+        rows = [_row(temperature=0, logprobs=count) for count in counts]
+        got = p.sample(torch.zeros(2, 4), rows).top_token_ids
+        given = f"two rows with logprobs {counts}: shape of top_token_ids"
+        expect(given, None if got is None else list(got.shape), [2, wanted])
+
+
+@_SUITE.property(
+    "sample",
+    hint="the dtype of the logits decides how a log_softmax is rounded: convert first",
 )
 def _half(p: SimpleNamespace) -> None:
     """Logits in bfloat16 or float16 are computed with in float32."""
@@ -508,6 +629,18 @@ def _bad_rows(p: SimpleNamespace) -> None:
             ("sample", lambda x=logits: p.sample(x, [_row(), _row()])),
         ):
             expect_error(f"{name}, rows [0, 0] and {bad}", call, ValueError, "row 1")
+
+
+@_SUITE.property(
+    "check_logits", hint="a sum of finite numbers may be infinite: look at each maximum"
+)
+def _large_rows(p: SimpleNamespace) -> None:
+    """Rows of large finite logits pass, and so does one with some -inf."""
+    for rows in ([[3e38, 0.0]] * 2, [[-3e38, -3e38]] * 2, [[-math.inf, 0.0]]):
+        try:
+            p.check_logits(torch.tensor(rows))
+        except ValueError as error:
+            fail(f"check_logits, rows {rows}", f"ValueError: {error}", "no error")
 
 
 # ----- the exercises: pieces that the package doesn't have
@@ -706,6 +839,16 @@ def _at_cost(p: SimpleNamespace) -> None:
         given = "seed 5, step 50: PyTorch's operations for one draw"
         fail(given, late.count, f"{first.count}, as at step 0")
 
+    def seconds(step: int) -> float:
+        start = time.perf_counter()
+        p.draw_at(flat, [5], [step])
+        return time.perf_counter() - start
+
+    early = min(seconds(0) for _ in range(3))
+    if all(seconds(20_000) > 20 * early + 0.005 for _ in range(3)):
+        given = "seed 5, step 20,000: the time of one draw"
+        fail(given, "more than 20 times that of step 0", "about the same")
+
 
 @_SUITE.property(
     "draw_at", hint="count: draw i with its probability, whatever the trick"
@@ -729,27 +872,58 @@ def _at_frequencies(p: SimpleNamespace) -> None:
             fail(given, counts, f"about {wanted}")
 
 
+def _runs(p: SimpleNamespace, seed: int, starts: list[int]) -> list[tuple[int, ...]]:
+    """The tokens that `seed` draws in four steps from each of `starts` on."""
+    steps = sorted({start + i for start in starts for i in range(4)})
+    drawn = p.draw_at(torch.zeros(len(steps), 1000), [seed] * len(steps), steps)
+    token = dict(zip(steps, drawn.tolist(), strict=True))
+    return [tuple(token[start + i] for i in range(4)) for start in starts]
+
+
 @_SUITE.property(
     "draw_at",
     hint="which other (seed, step) gives the same number in your mix of the two?",
 )
 def _at_streams(p: SimpleNamespace) -> None:
     """No seed's tokens are another seed's tokens, moved by some steps."""
-    # 4 steps from each of 300 on, and where usual factors would put the next seed.
-    steps = [*range(303), *(far + i for far in (1000, 1024, 4096) for i in range(4))]
-    flat = torch.zeros(len(steps), 1000)
+    _at_cost(p)  # who plays through all steps would never reach the far ones
+    # Seeds whose digits, bits or sums meet; then seed 0 where a factor of up to a
+    # million would put seed 1: some multiple of 2,000 is within 2,000 steps of it, and
+    # seed 1 goes through those one by one.
     runs: dict[tuple[int, ...], tuple[int, int]] = {}
-    for seed in (0, 1, 2, 4, 8, 9):
-        drawn = p.draw_at(flat, [seed] * len(steps), steps).tolist()
-        for first in (i for i in range(len(steps) - 3) if steps[i + 3] - steps[i] == 3):
-            run, at = tuple(drawn[first : first + 4]), steps[first]
-            other, there = runs.setdefault(run, (seed, at))
-            if (other, there) != (seed, at):
+    near, stride = list(range(40)), 2000
+    powers = [base**n for base, most in ((2, 40), (10, 13)) for n in range(8, most)]
+    far = [x * stride for x in range(1, 502)] + [
+        x + d for x in (*powers, 998_244_353, 10**9) for d in (-1, 0, 1, 7, 9)
+    ]
+    for seed, starts in (
+        *((seed, near) for seed in (0, 2, 4, 8, 9, 11)),
+        (1, list(range(stride))),
+        (0, far),
+    ):
+        for first, run in zip(starts, _runs(p, seed, starts), strict=True):
+            other, there = runs.setdefault(run, (seed, first))
+            if (other, there) != (seed, first):
                 fail(
-                    f"1000 equal weights, seed {seed}, steps {at} to {at + 3}",
+                    f"1000 equal weights, seed {seed}, steps {first} to {first + 3}",
                     f"the tokens of seed {other}, steps {there} to {there + 3}",
                     "tokens of its own",
                 )
+
+
+@_SUITE.property(
+    "draw_at",
+    hint="does your mix use all bits of a seed? Python's own hash() of an int is its "
+    "remainder, and a float keeps 53 bits",
+)
+def _at_apart(p: SimpleNamespace) -> None:
+    """Two seeds that lie far apart draw different tokens."""
+    first = {seed: _runs(p, seed, [0, 8]) for seed in (0, 1)}
+    for seed in (0, 1):
+        for apart in (2**31 - 1, 2**31, 2**32, 2**53, 2**61 - 1, 2**62):
+            if _runs(p, seed + apart, [0, 8]) == first[seed]:
+                given = f"1000 equal weights, seed {seed + apart}, steps 0 to 3"
+                fail(given, f"the tokens of seed {seed}", "tokens of its own")
 
 
 @_SUITE.property(

@@ -109,6 +109,21 @@ def _large_seeds(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
+    "set_random_seed", hint="cut to NumPy's 32 bits, the two have to stay different"
+)
+def _large_seeds_differ(p: SimpleNamespace) -> None:
+    """That holds for large neighbours too."""
+    with _generators_kept():
+        for name, draw in _DRAWS.items():
+            p.set_random_seed(2**40)
+            first = draw()
+            p.set_random_seed(2**40 + 1)
+            if draw() == first:
+                given = f"{name} after set_random_seed of 2**40 and of 2**40 + 1"
+                fail(given, "one number", "two")
+
+
+@_SUITE.property(
     "generate_request_id", hint="where does the randomness of your id come from?"
 )
 def _ids(p: SimpleNamespace) -> None:
@@ -152,7 +167,13 @@ def _devices(p: SimpleNamespace) -> None:
 )
 def _no_devices(p: SimpleNamespace) -> None:
     """A device that doesn't exist is a ValueError that names it."""
-    for count, device in ((0, "gpu9"), (0, "cuda"), (1, "cuda:1"), (2, "cuda:99")):
+    for count, device in (
+        (0, "gpu9"),
+        (0, "cuda"),
+        (1, "cuda:1"),
+        (2, "cuda:99"),
+        (0, "meta"),  # known to PyTorch, and it holds no numbers
+    ):
         with _gpus(count):
             expect_error(
                 f"get_device({device!r}), {count} GPUs",

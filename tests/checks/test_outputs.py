@@ -18,7 +18,7 @@ from folovllm_lite.outputs import (
 def test_the_package_passes(capsys):
     checks.outputs(module)
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 9 properties hold." in out
+    assert "✗" not in out and "properties hold." in out
 
 
 # ----- mutants
@@ -388,7 +388,7 @@ def test_the_mutants_are_what_they_seem(capsys):
 
 def test_the_solution_passes(capsys):
     checks.outputs(deltas=deltas)
-    assert "All 5 properties hold." in capsys.readouterr().out
+    assert "properties hold." in capsys.readouterr().out
 
 
 def test_growing_outputs_keep_their_metrics_apart():

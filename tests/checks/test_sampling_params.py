@@ -110,15 +110,15 @@ MUTANTS = {
         '("presence_penalty",)',
     ),
     "repetition_may_be_next_to_zero": (
-        "self.repetition_penalty < 1e-5",
-        "self.repetition_penalty <= 0",
+        "not 1e-5 <= self.repetition_penalty <= 1e5",
+        "not 0 < self.repetition_penalty <= 1e5",
     ),
     "repetition_may_be_zero": (
-        "self.repetition_penalty < 1e-5",
-        "self.repetition_penalty < 0",
+        "not 1e-5 <= self.repetition_penalty <= 1e5",
+        "not 0 <= self.repetition_penalty <= 1e5",
     ),
     "repetition_like_the_others": (
-        "self.repetition_penalty < 1e-5",
+        "not 1e-5 <= self.repetition_penalty <= 1e5",
         "not -2 <= self.repetition_penalty <= 2",
     ),
     "a_lone_string_is_listed_by_letters": (
@@ -127,19 +127,22 @@ MUTANTS = {
     ),
     "stop_is_the_callers_list": ("list(self.stop or [])", "self.stop or []"),
     "ids_are_the_callers_list": (
-        "list(self.stop_token_ids or [])",
+        "list(dict.fromkeys(self.stop_token_ids or []))",
         "self.stop_token_ids or []",
     ),
     "no_ids_stay_none": (
-        "list(self.stop_token_ids or [])",
+        "list(dict.fromkeys(self.stop_token_ids or []))",
         "self.stop_token_ids and list(self.stop_token_ids)",
     ),
     "defaults_are_shared": (
-        "list(self.stop_token_ids or [])",
+        "list(dict.fromkeys(self.stop_token_ids or []))",
         "self.stop_token_ids or _NOTHING",
     ),
     "empty_stop_strings_pass": ('if "" in self.stop:', "if False:"),
-    "token_zero_can_not_stop": ("token_id < 0 for", "token_id < 1 for"),
+    "token_zero_can_not_stop": (
+        "not 0 <= token_id < 2**63",
+        "not 1 <= token_id < 2**63",
+    ),
     "max_tokens_zero_counts_as_none": (
         "self.max_tokens is not None and self.max_tokens < 1",
         "self.max_tokens and self.max_tokens < 1",
@@ -169,12 +172,15 @@ MUTANTS = {
         "        self._check_values()\n\n",
         "        self.seed = self.seed or None\n        self._check_values()\n\n",
     ),
-    "seed_has_no_upper_end": ("not 0 <= self.seed < 2**63", "self.seed < 0"),
-    "nan_slips_through": (
-        "isinstance(value, float) and not math.isfinite(value)",
-        "False",
+    "ints_have_no_upper_end": (
+        "isinstance(value, int) and not -(2**63)",
+        "False and not -(2**63)",
     ),
-    "infinity_slips_through": ("not math.isfinite(value)", "math.isnan(value)"),
+    "nan_slips_through": (
+        "wanted is float and not abs(value) <= _LARGEST",
+        "wanted is float and abs(value) > _LARGEST",
+    ),
+    "infinity_slips_through": ("not abs(value) <= _LARGEST", "value != value"),
     "true_is_an_int": ("if isinstance(value, bool):", "if annotation is bool:"),
     "one_is_a_flag": ("return annotation is bool", "return annotation in (bool, int)"),
     "ints_are_no_floats": ("int | float if annotation is float else annotation",

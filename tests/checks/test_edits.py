@@ -1,0 +1,293 @@
+"""The suites of 01 to 04 reject what once passed them: one edit of the package each.
+
+Written as answers that a reader might give, without a look at the properties; every
+one of them passed its suite before the suite was mended. `RIGHT` are other right ways.
+"""
+
+import dataclasses
+import hashlib
+import sys
+import types
+
+import pytest
+import torch
+
+from folovllm_lite import (
+    checks,
+    config,
+    outputs,
+    request,
+    sampler,
+    sampling_params,
+    utils,
+)
+
+SUITES = {
+    config: ("ModelConfig", "CacheConfig", "SchedulerConfig", "EngineConfig",
+             "check_vllm_options"),
+    utils: ("set_random_seed", "get_device"),
+    sampling_params: ("SamplingParams", "SamplingType"),
+    sampler: ("apply_min_p", "apply_top_k", "apply_top_p", "mask_stop_tokens",
+              "filter_logits", "draw", "gather_logprobs", "check_logits", "sample"),
+    request: ("SequenceStatus", "RequestStatus", "SequenceData", "Sequence", "Request"),
+    outputs: ("RequestOutput",),
+}  # fmt: skip
+
+# module, what stands there, what stands instead, words of the property that notices
+MUTANTS = {
+    "an_empty_tokenizer_is_the_models": (
+        config, "if self.tokenizer is None:", "if not self.tokenizer:", "wrong type"),
+    "any_tokenizer_mode": (
+        config, 'self.tokenizer_mode not in ("auto", "slow")',
+        "not self.tokenizer_mode", "wrong type"),
+    "trusting_is_truthy": (
+        config, '_flag("trust_remote_code", self.trust_remote_code)', "pass",
+        "wrong type"),
+    "seeds_have_a_sign": (
+        config, '_integer("seed", self.seed, 0)', "pass", "A seed lies in"),
+    "seeds_have_64_bits": (
+        config, "if value >= 2**63:", "if value >= 2**64:", "A seed lies in"),
+    "isfinite_is_asked": (
+        config, "not abs(value) <= sys.float_info.max",
+        "not __import__('math').isfinite(value)", "10**400"),
+    "equal_lengths_are_refused": (
+        config, "scheduler_len > model_len", "scheduler_len >= model_len",
+        "hands the model's"),
+    "the_schedulers_length_is_free": (
+        config,
+        '        _integer("max_model_len", self.max_model_len, 1, optional=True)\n'
+        '        _flag("enable_chunked', '        _flag("enable_chunked',
+        "Its other fields"),
+    "a_new_scheduler_config_for_the_length": (
+        config,
+        "replace(\n                self.scheduler_config, max_model_len=model_len"
+        "\n            )", "SchedulerConfig(max_model_len=model_len)",
+        "All else that the scheduler"),
+    "one_cache_config_for_all": (
+        config, "field(default_factory=CacheConfig)",
+        "field(default_factory=lambda at=CacheConfig(): at)", "share no config"),
+    "true_is_one_gpu": (
+        config, "(type(value), value) not in [(type(x), x) for x in off]",
+        "value not in off", "One that asks for more"),
+    "unknown_options_vanish": (
+        config, "raise TypeError(f\"there is no option {name!r}\")", "continue",
+        "A name that vLLM"),
+    "options_are_not_looked_at": (
+        config, "for name, value in options.items():", "for name, value in ():",
+        "One that asks for more"),
+    "numpys_seed_is_clamped": (
+        utils, "seed % 2**32", "min(seed, 2**32 - 1)", "large neighbours"),
+    "any_device_that_torch_knows": (
+        utils, 'chosen.type not in ("cpu", "cuda")', "False", "doesn't exist"),
+    "top_k_1_is_greedy": (
+        sampling_params, "if self.temperature == 0 else",
+        "if self.temperature == 0 or self.top_k == 1 else", "Nothing but the temp"),
+    "a_seed_is_greedy": (
+        sampling_params, "if self.temperature == 0 else",
+        "if self.temperature == 0 or self.seed is not None else",
+        "Nothing but the temp"),
+    "ids_are_kept_twice": (
+        sampling_params, "list(dict.fromkeys(self.stop_token_ids or []))",
+        "list(self.stop_token_ids or [])", "stop_token_ids are lists"),
+    "half_a_surrogate_pair_passes": (
+        sampling_params, "for text in self.stop:", "for text in ():", "surrogate"),
+    "floats_end_at_infinity": (
+        sampling_params, "abs(value) <= _LARGEST", "abs(value) < float('inf')",
+        "float32 can't hold"),
+    "ints_have_no_end": (
+        sampling_params, "isinstance(value, int) and not", "False and not", "64 bits"),
+    "repetition_has_no_upper_end": (
+        sampling_params, "not 1e-5 <= self.repetition_penalty <= 1e5",
+        "self.repetition_penalty < 1e-5", "repetition_penalty in"),
+    "the_likeliest_is_below_itself": (
+        sampler, "logits < logits.amax(-1, True) + min_p.log()",
+        "logits <= logits.amax(-1, True) + min_p.log()", "at min_p 1 too"),
+    "reaching_top_p_is_not_enough": (
+        sampler, "before >= top_p", "before > top_p", "reaches top_p exactly"),
+    "the_cut_of_top_p_stays_by_rank": (
+        sampler, "    cut[..., 0] = False\n    return logits.masked_fill("
+        "torch.zeros_like(cut).scatter(-1, order, cut)",
+        "    cut[..., 0] = False\n    return logits.masked_fill(cut",
+        "less likely than everything"),
+    "min_tokens_counts_the_prompt": (
+        sampler, "len(row.output_token_ids) < row.params.min_tokens",
+        "len(row.prompt_token_ids + row.output_token_ids) < row.params.min_tokens",
+        "prompt don't count"),
+    "the_generator_is_not_passed_on": (
+        sampler, "fresh.exponential_(generator=generator)", "fresh.exponential_()",
+        "generator that is handed in"),
+    "greedy_rows_take_the_likeliest_of_rounded": (
+        sampler, "if len(random) < len(rows):", "if False:",
+        "though their probabilities round"),
+    "every_row_is_drawn_if_one_is": (
+        sampler, "    if len(random) < len(rows):",
+        "    token_ids = (probs / torch.empty_like(probs).exponential_()).argmax(-1)\n"
+        "    if False:", "beside a row that is"),
+    "the_first_row_counts_logprobs": (
+        sampler, "return max(counts, default=None)",
+        "return counts[0] if counts else None", "whichever row asks"),
+    "zero_logprobs_are_none": (
+        sampler, "if count is not None:", "if count:", "A count of 0"),
+    "an_infinite_sum_is_a_bad_row": (
+        sampler, "    if len(bad):\n        row = int(bad[0])",
+        "    if True:\n        row = int(bad[0]) if len(bad) else 0", "large finite"),
+    "logprobs_in_half_precision": (
+        sampler, "    logits = logits.float()\n    check_logits(logits)\n"
+        "    logprobs = logits.log_softmax(-1)",
+        "    check_logits(logits)\n    logprobs = logits.log_softmax(-1).float()\n"
+        "    logits = logits.float()", "computed with in float32"),
+    "fork_forgets_the_salt": (
+        request, "forked.seq_id = new_seq_id",
+        "forked.seq_id, forked.cache_salt = new_seq_id, b''", "A fork has a new id"),
+    "fork_forgets_the_order": (
+        request, "forked.seq_id = new_seq_id",
+        "forked.seq_id, forked.order = new_seq_id, (0, 0, 0)", "A fork has a new id"),
+    "fork_forgets_the_width": (
+        request, "forked.seq_id = new_seq_id",
+        "forked.seq_id, forked.width = new_seq_id, 1", "A fork has a new id"),
+    "a_slice_may_be_the_prompt_itself": (
+        request, "        return prompt[start:end] + self.output",
+        "        if (start, end) == (0, at):\n            return prompt\n"
+        "        return prompt[start:end] + self.output", "slice is a new list"),
+    "a_salt_is_cut_off": (
+        request, "self.cache_salt.encode(", "self.cache_salt[:8].encode(", "salt"),
+    "given_sequences_are_made_anew": (
+        request, "        if self.sequences:\n            return\n", "",
+        "handed in stay"),
+    "finished_follows_the_completions": (
+        outputs, "        if self.metrics is not None:\n            self.metrics",
+        "        self.finished = all(each.finished() for each in self.outputs)\n"
+        "        if self.metrics is not None:\n            self.metrics",
+        "isn't there stays None"),
+    "sorted_by_logprob": (
+        outputs, "for output in self.outputs\n        ]",
+        "for output in sorted(self.outputs, key=lambda x: x.index)\n        ]",
+        "isn't there stays None"),
+}  # fmt: skip
+
+
+def edited(module: types.ModuleType, *pairs: tuple[str, str]) -> types.ModuleType:
+    """The module after edits of its source."""
+    with open(module.__file__, encoding="utf-8") as file:
+        source = file.read()
+    for old, new in pairs:
+        assert source.count(old) == 1, f"{old!r} stands there {source.count(old)} times"
+        source = source.replace(old, new)
+    made = types.ModuleType(f"{module.__name__}.edited")
+    sys.modules[made.__name__] = made  # dataclasses look their module up
+    exec(compile(source, "mutant.py", "exec"), made.__dict__)
+    return made
+
+
+def judge(module, mutant):
+    suite = getattr(checks, module.__name__.rpartition(".")[2])
+    suite(**{name: getattr(mutant, name) for name in SUITES[module]})
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_suites_reject(name, capsys):
+    module, old, new, words = MUTANTS[name]
+    with pytest.raises(checks.CheckFailed, match="don't hold"):
+        judge(module, edited(module, (old, new)))
+    failed = [x for x in capsys.readouterr().out.split("\n") if x.startswith("✗")]
+    assert words in failed[0], "another property notices first"
+
+
+RIGHT = {
+    "messages_in_other_words": (
+        sampling_params,
+        ("must be non-negative, got", "can't lie below zero, but is"),
+        ("must be in (0, 1], got", "has to be a share; it is"),
+        ("must be -1 (disabled) or >= 1, got", "counts tokens, or is -1:"),
+        ("n must be at least 1, got", "n counts completions:"),
+        ("best_of ({self.best_of}) must be >= n ({self.n})",
+         "n is {self.n} and best_of {self.best_of}"),
+        ("max_tokens must be at least 1, got", "max_tokens: one or more, not"),
+        ("Beam search is not supported; use n or best_of", "not here"),
+    ),
+    "configs_in_other_words": (
+        config,
+        ("must be {wanted}, got", "isn't {wanted}:"),
+        ("gpu_memory_utilization must be in (0, 1], ",
+         "gpu_memory_utilization is a share, "),
+    ),
+    "top_k_then_min_p": (
+        sampler,
+        ("    if any(min_p):\n        logits = apply_min_p(logits, column(min_p))\n",
+         ""),
+        ("        logits = apply_top_k(logits, column(top_k))\n",
+         "        logits = apply_top_k(logits, column(top_k))\n"
+         "    if any(min_p):\n        logits = apply_min_p(logits, column(min_p))\n"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_the_suites_accept(name, capsys):
+    module, *pairs = RIGHT[name]
+    judge(module, edited(module, *pairs))
+    assert "✗" not in capsys.readouterr().out
+
+
+# ----- exercise 3 of notebook 03: mixes of seed and step
+
+
+def draw_at(mix):
+    def draw(logits, seeds, steps):
+        noise = torch.empty_like(logits)
+        for row, seed, step in zip(noise, seeds, steps, strict=True):
+            generator = torch.Generator().manual_seed(mix(seed, step) % 2**63)
+            row.exponential_(generator=generator)
+        return (logits.softmax(-1) / noise).argmax(-1)
+
+    return draw
+
+
+def digest(text):
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+MIXES = {
+    "times_a_prime": lambda seed, step: seed * 1_000_003 + step,
+    "times_a_million": lambda seed, step: seed * 10**6 + step,
+    "times_2_to_the_20": lambda seed, step: (seed << 20) | step,
+    "times_an_odd_number": lambda seed, step: seed * 777_777 + step,
+    "times_a_large_prime": lambda seed, step: seed * 1_000_000_007 + step,
+    "pythons_hash": lambda seed, step: hash((seed, step)),
+    "digits_side_by_side": lambda seed, step: digest(f"{seed}{step}"),
+    "32_bits_of_the_seed": lambda seed, step: digest(f"{seed % 2**32} {step}"),
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_seeds_that_meet_are_found(name, capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.sampler(draw_at=draw_at(MIXES[name]))
+    assert "the tokens of seed" in capsys.readouterr().out
+
+
+def test_a_digest_of_both_is_right(capsys):
+    checks.sampler(draw_at=draw_at(lambda seed, step: digest(f"{seed},{step}")))
+    assert "✗" not in capsys.readouterr().out
+
+
+# ----- exercise 3 of notebook 04
+
+
+def deltas_by_place(stream):
+    seen = {}
+    for output in stream:
+        new = []
+        for at, each in enumerate(output.outputs):
+            text, count = seen.get(at, (0, 0))
+            seen[at] = len(each.text), len(each.token_ids)
+            logprobs = each.logprobs and each.logprobs[count:]
+            more = {"text": each.text[text:], "token_ids": each.token_ids[count:]}
+            new.append(dataclasses.replace(each, **more, logprobs=logprobs))
+        yield dataclasses.replace(output, outputs=new)
+
+
+def test_a_completion_is_known_by_its_index(capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.outputs(deltas=deltas_by_place)
+    assert "another order, the best first" in capsys.readouterr().out
