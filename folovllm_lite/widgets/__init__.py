@@ -39,6 +39,7 @@ from folovllm_lite.widgets.tree import (
 )
 from folovllm_lite.widgets.tree_picture import draw_generation, removals, transcript
 from folovllm_lite.widgets.words import label
+from folovllm_lite.widgets.writing import write
 
 __all__ = [
     "NEXT_TOKENS",
@@ -71,4 +72,5 @@ __all__ = [
     "sentence",
     "steps_of",
     "transcript",
+    "write",
 ]

@@ -117,10 +117,6 @@ UNTAUGHT: dict[str, int | str] = {
 # of them, marked final cells). It only gets shorter: a test wants an entry removed as
 # soon as its lesson keeps the rules.
 LONG = {
-    "01_configs.ipynb",
-    "02_sampling_params.ipynb",
-    "03_sampler.ipynb",
-    "04_requests_and_outputs.ipynb",
     "05_model_loading.ipynb",
     "07_kv_cache.ipynb",
     "08_text_in_text_out.ipynb",
