@@ -13,6 +13,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,11 @@ def _several(args: argparse.Namespace, llm: Any, prompt: str, params: Any) -> An
 def _chat_command(commands: Any) -> None:
     parser = commands.add_parser("chat", help="talk; /help says what else there is")
     parser.add_argument("--system", help="what the model is told first")
+    parser.add_argument(
+        "--no-thinking",
+        action="store_true",
+        help="ask a model that thinks aloud to answer at once (enable_thinking=False)",
+    )
     _model_arguments(parser)
     _sampling_arguments(parser)
     parser.set_defaults(run=_chat)
@@ -370,6 +376,9 @@ def _chat(args: argparse.Namespace) -> int:
     llm = _load(args)
     start = [{"role": "system", "content": system}] if system else []
     history, status = list(start), 0
+    # What a template doesn't know it ignores.
+    quick = {"chat_template_kwargs": {"enable_thinking": False}}
+    ask = partial(llm.stream, **(quick if args.no_thinking else {}))
     typed = sys.stdin.isatty() and sys.stdout.isatty()
     if typed:
         print(f"Say something.\n{_CHAT_HELP}")
@@ -388,10 +397,11 @@ def _chat(args: argparse.Namespace) -> int:
             continue
         try:
             asked = [*history, {"role": "user", "content": _checked(said, "this")}]
-            stream = _asked(args, llm.stream, asked, params)
+            stream = _asked(args, ask, asked, params)
         # The conversation has outgrown the model, mostly.
         except (CommandError, ValueError, TypeError) as error:
-            print(f"({_message(error)}; /reset begins a new conversation)")
+            words = " ".join(_message(error).split())
+            print(f"({words}; /reset begins a new conversation)")
             continue
         try:
             output = _show(stream)

@@ -5,7 +5,15 @@ from typing import Any
 
 from folovllm_lite import viz
 from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.viz.picture import visible
 
+# What ipywidgets has no setting for.
+_STYLE = (
+    "<style>.folo-explorer .widget-inline-hbox .widget-label{text-align:left}"
+    ".folo-explorer .widget-html-content{line-height:1.35}"
+    ".folo-explorer select{min-height:28px}</style>"
+)
+WAITS = "Dials and buttons answer when no cell is running."
 TOP_K = (*range(1, 11), 12, 15, 20, 30, 50, 100)  # where the slider can stand
 
 
@@ -19,6 +27,51 @@ def wide() -> dict:
     }
 
 
+def narrow() -> dict:
+    """The look of a dial in the column beside a picture: its name stands above it."""
+    from ipywidgets import Layout
+
+    return {
+        "style": {"description_width": "100%"},
+        "layout": Layout(width="100%", height="auto", flex_flow="row wrap", margin="0"),
+    }
+
+
+def grid(buttons: list, rows: int = 0) -> Any:
+    """Buttons in two columns; room for `rows` is kept, so that nothing moves."""
+    import ipywidgets as w
+
+    for button in buttons:
+        button.layout.width = "auto"
+    height = f"{34 * rows}px" if rows else None
+    return w.Box(
+        buttons,
+        layout=w.Layout(
+            display="grid",
+            grid_template_columns="1fr 1fr",
+            grid_auto_rows="34px",
+            min_height=height,
+            flex="0 0 auto",
+        ),
+    )
+
+
+def beside(controls: list, picture: Any) -> Any:
+    """Controls in a column, and the picture beside it, in a narrow window below."""
+    import ipywidgets as w
+
+    column = w.VBox(controls, layout=w.Layout(flex="0 0 270px"))
+    room = w.Box([picture], layout=w.Layout(flex="1 1 480px", min_width="0"))
+    picture.layout.width = "100%"
+    style = w.HTML(_STYLE)
+    box = w.Box(
+        [style, column, room],
+        layout=w.Layout(display="flex", flex_flow="row wrap", align_items="flex-start"),
+    )
+    box.add_class("folo-explorer")
+    return box
+
+
 def sliders_of(start: SamplingParams) -> list:
     """Dials for temperature, min_p, top_k and top_p, in this order."""
     import ipywidgets as w
@@ -28,21 +81,21 @@ def sliders_of(start: SamplingParams) -> list:
         w.FloatSlider(
             value=start.temperature, min=0, max=max(3, start.temperature), step=0.1,
             readout_format=".1f",
-            description="Divide the logits by (temperature)", **wide(),
+            description="Divide the logits by (temperature)", **narrow(),
         ),
         w.FloatSlider(
             value=start.min_p, min=0, max=1, step=0.01, readout_format=".2f",
-            description="Cut below this × the likeliest (min_p)", **wide(),
+            description="Cut below this × the likeliest (min_p)", **narrow(),
         ),
         w.SelectionSlider(
             options=[*((str(k), k) for k in sorted(known)), ("all", -1)],
             value=start.top_k,
-            description="Keep the k likeliest tokens (top_k)", **wide(),
+            description="Keep the k likeliest tokens (top_k)", **narrow(),
         ),
         w.FloatSlider(
             value=start.top_p, min=min(0.01, start.top_p), max=1, step=0.01,
             readout_format=".2f",
-            description="Keep likeliest up to this sum (top_p)", **wide(),
+            description="Keep likeliest up to this sum (top_p)", **narrow(),
         ),
     ]  # fmt: skip
 
@@ -67,4 +120,5 @@ def framed(picture: viz.Picture) -> str:
 
 def spoken(status: str) -> str:
     """A line as HTML that screen readers read when it changes."""
-    return f'<p aria-live="polite" style="margin:4px 0">{html.escape(status)}</p>'
+    look = "margin:4px 0;min-height:4em"  # room for three lines: nothing moves
+    return f'<p aria-live="polite" style="{look}">{html.escape(visible(status))}</p>'

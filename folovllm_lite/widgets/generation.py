@@ -7,7 +7,16 @@ from typing import Any
 from folovllm_lite import viz
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.sampling_params import SamplingParams
-from folovllm_lite.widgets.dials import framed, read_dials, sliders_of, spoken, wide
+from folovllm_lite.widgets.dials import (
+    WAITS,
+    beside,
+    framed,
+    grid,
+    narrow,
+    read_dials,
+    sliders_of,
+    spoken,
+)
 from folovllm_lite.widgets.tree import GenerationTree, Node, branches
 from folovllm_lite.widgets.tree_picture import draw_generation
 from folovllm_lite.widgets.words import label, share_words
@@ -65,22 +74,23 @@ class GenerationExplorer:
         start = self.tree.params
         self.prompt = w.Text(
             value=prompt, continuous_update=False,
-            description="Continue this text (Enter)", **wide(),
+            description="Continue this text (Enter)", **narrow(),
         )  # fmt: skip
         sliders = sliders_of(start)
         self.temperature, self.min_p, self.top_k, self.top_p = sliders
         self.seed = w.IntText(
-            value=start.seed, description="Begin the draws from this (seed)", **wide()
+            value=start.seed, description="Begin the draws from this (seed)", **narrow()
         )
         self.one = w.Button(description="Step")
         self.ten = w.Button(description="10 steps")
         self.undo = w.Button(description="Back")
-        self.restart = w.Button(description="Back to the prompt")
-        self.branch = w.Dropdown(description="Go to the end of", **wide())
-        self.choices = [w.Button(layout=w.Layout(width="auto")) for _ in range(count)]
+        self.restart = w.Button(description="To the prompt")
+        self.branch = w.Dropdown(description="Go to the end of", **narrow())
+        self.choices = [w.Button() for _ in range(count)]
         self._ids: list[int] = []  # of the tokens on these buttons
         self.figure, self.status = w.HTML(), w.HTML()
         self._busy = False  # while dials are set from here
+        self._said, self._again = "", 1  # what was refused last, and how often
         self.prompt.observe(self._prompted, "value")
         for dial in (*sliders, self.seed):
             dial.observe(self._turned, "value")
@@ -91,17 +101,18 @@ class GenerationExplorer:
         self.restart.on_click(lambda _: self.back(len(self.tree.path)))
         for i, button in enumerate(self.choices):
             button.on_click(lambda _, i=i: self.take(self._ids[i]))
-        moves = w.HBox([self.one, self.ten, self.undo, self.restart])
+        moves = grid([self.one, self.ten, self.undo, self.restart])
         name = w.HTML("Or take a token yourself:")
-        wrap = w.Layout(flex_flow="row wrap", max_width="760px")
-        self.row = w.Box([name, *self.choices], layout=wrap)
+        self.row = grid(self.choices, rows=-(-count // 2))
         # The order of the Tab key is the order in this list.
-        dials = [self.prompt, *sliders, self.seed]
-        self.box = w.VBox(
-            [*dials, moves, self.row, self.branch, self.status, self.figure]
-        )
+        self.controls = [
+            self.prompt, *sliders, self.seed, moves, name, self.row, self.status,
+            self.branch,
+        ]  # fmt: skip
+        self.box = beside(self.controls, self.figure)
         made = len(self.tree.path) - 1
-        self._show(f"{made} tokens are generated." if made else "Nothing is generated.")
+        begun = f"{made} tokens are generated." if made else "Nothing is generated."
+        self._show(f"{begun} {WAITS}")
 
     @property
     def params(self) -> SamplingParams:
@@ -122,7 +133,7 @@ class GenerationExplorer:
         try:
             self._show(self._reached(self._draw(count)))
         except ValueError as error:
-            self._show(_sentence(error))
+            self._refuse(_sentence(error))
 
     def _draw(self, count: int) -> list[Node]:
         """Take so many steps; that the text ends is an error only for the first one."""
@@ -141,18 +152,25 @@ class GenerationExplorer:
         try:
             self._show(self._reached([self.tree.step(token_id)], "Took"))
         except ValueError as error:
-            self._show(_sentence(error))
+            self._refuse(_sentence(error))
 
     def back(self, count: int) -> None:
         """Take tokens back; what was generated behind them stays in the tree."""
         if self.tree.node is self.tree.root:
-            self._show("This is the prompt: there is no token to take back.")
+            self._refuse("This is the prompt: there is no token to take back.")
             return
         self.tree.back(count)
         self._show(
             f"Back: the KV cache's length is {self.tree.cache.length} now, and nothing "
             "was computed."
         )
+
+    def _refuse(self, words: str) -> None:
+        """Say why nothing happened, and that it was asked again: each click shows."""
+        self._again = self._again + 1 if words == self._said else 1
+        again = f" (asked {self._again} times)" if self._again > 1 else ""
+        self._show(words + again)
+        self._said = words
 
     def _reached(self, taken: list[Node], verb: str = "Drew") -> str:
         names = " ".join(f"“{label(node.text)}”" for node in taken)
@@ -173,6 +191,8 @@ class GenerationExplorer:
     def _turned(self, _: Any) -> None:
         """A dial moved: another distribution, the same text."""
         try:
+            if self.params == self.tree.params:
+                return  # the page set the dial to where it stood
             self.tree.params = self.params
         except (TypeError, ValueError) as error:
             self._show(f"{_sentence(error)} Nothing has changed.")
@@ -189,19 +209,19 @@ class GenerationExplorer:
         self._show(f"Another branch: the model ran {tokens}, those behind the fork.")
 
     def _show(self, status: str) -> None:
-        tree = self.tree
+        tree, self._said = self.tree, ""
         found = tree.candidates()[: len(self.choices)]
         self._ids = [c.token_id for c in found]
-        self.row.layout.display = "" if found else "none"
         for i, button in enumerate(self.choices):
-            button.layout.display = "" if i < len(found) else "none"
+            # Hidden, not gone: what stands below stays where it is.
+            button.layout.visibility = "visible" if i < len(found) else "hidden"
             if i < len(found):
                 c = found[i]
                 button.description = f"{label(c.text)} {share_words(c.probability)}"
                 button.tooltip = f"cut by {c.cut_by}" if c.cut_by else "can be drawn"
                 taken = c.token_id in tree.node.children
                 button.style.font_weight = "bold" if taken else "normal"
-                button.style.text_color = viz.RED if c.cut_by else viz.INK
+                button.style.text_decoration = "line-through" if c.cut_by else None
         self._busy = True
         ends = [run[-1] for run in branches(tree)]
         places = {node: i for i, node in enumerate(tree.nodes)}

@@ -17,16 +17,21 @@ from torch import Tensor
 from folovllm_lite import viz
 from folovllm_lite.sampler import SamplingRow, filter_logits, sample
 from folovllm_lite.sampling_params import SamplingParams
-from folovllm_lite.viz.picture import svg_of
+from folovllm_lite.widgets.canvas import HATCH, MUTED, Canvas
 from folovllm_lite.widgets.dials import (
     TOP_K,
+    WAITS,
+    beside,
     framed,
+    grid,
+    narrow,
     read_dials,
     sliders_of,
     spoken,
-    wide,
 )
-from folovllm_lite.widgets.words import label, percent
+from folovllm_lite.widgets.words import cut, label, percent, plain
+
+_UNDRAWN = "Nothing drawn yet."
 
 # Written by `python -m folovllm_lite.tiny.next_tokens`.
 NEXT_TOKENS = Path(__file__).parents[1] / "tiny" / "next_tokens.json"
@@ -181,6 +186,10 @@ def draw_tokens(
     return sample(logits.expand(count, -1), rows, generator).token_ids.tolist()
 
 
+# Where the bars begin, and how long the share 1 is.
+_SEEN, _SCALE, _DRAW, _DRAW_SCALE = 140, 210, 450, 140
+
+
 @dataclass(frozen=True)
 class _Bar:
     """A row of the picture: its label, three shares in whole per cent, and in words."""
@@ -235,10 +244,6 @@ def draw_exploration(
         found: by `explore`.
         tally: how often each token id was drawn, if any was.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     tally = tally or Counter()
     drawn = sum(tally.values())
     rows = _bars(found, tally)
@@ -253,60 +258,38 @@ def draw_exploration(
         *([f"{drawn} drawn"] if drawn else []),
     ]
 
-    height = 0.36 * len(rows) + 0.2 * len(words) + 0.7
-    bottom = (0.2 * len(words) + 0.2) / height
-    figure = Figure(figsize=(7.6, height))
-    axes = figure.add_axes((0.16, bottom, 0.82, 1 - bottom - 0.35 / height))
-    # What is cut is hatched as well as red: colour alone doesn't tell everyone.
-    looks = {
-        False: {"facecolor": viz.GREY, "edgecolor": viz.GREY},
-        True: {"facecolor": "white", "edgecolor": viz.RED, "hatch": "////"},
-    }
-    for y, bar in enumerate(rows):
-        axes.barh(y - 0.2, bar.seen, 0.34, **looks[bar.cut])
-        axes.plot([bar.model] * 2, [y - 0.42, y + 0.02], color=viz.INK, lw=1.6)
-        if bar.model > bar.seen:  # a thin line holds the mark and its bar together
-            axes.plot([bar.seen, bar.model], [y - 0.2] * 2, color=viz.INK, lw=0.6)
-        at = max(bar.seen, bar.model) + 0.01
-        axes.text(at, y - 0.2, bar.change, color=viz.INK, va="center", size=8)
-        axes.barh(y + 0.2, bar.chance, 0.34, color=viz.BLUE)
-        ink = viz.RED if bar.cut else viz.BLUE
-        at = bar.chance + 0.01
-        axes.text(at, y + 0.2, bar.fate, color=ink, va="center", size=8)
-    # A token may be a dollar sign, which isn't the beginning of a formula here.
-    names = [bar.label for bar in rows]
-    axes.set_yticks(range(len(rows)), names, size=10, parse_math=False)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(0, 1.3)
-    axes.set_xticks([])
-    axes.tick_params(length=0, labelcolor=viz.INK)
-    for side in ("top", "right", "bottom"):
-        axes.spines[side].set_visible(False)
-    axes.spines["left"].set_color(viz.GREY)
-    axes.set_title(found.title, loc="left", size=11, color=viz.INK)
-    axes.legend(
-        handles=[
-            Line2D([], [], color=viz.INK, marker="|", ls="", ms=9, mew=1.6),
-            Patch(**looks[False]),
-            Patch(**looks[True]),
-            Patch(color=viz.BLUE),
-        ],
-        labels=[
-            "the model's share",
-            "after the temperature",
-            "can't be drawn",
-            "in the draw",
-        ],
-        # Below the first bar none can be longer than half, the last one excepted.
-        loc="center right",
-        frameon=False,
-        fontsize=9,
-        labelcolor=viz.INK,
+    canvas, y = Canvas(), 18.0
+    canvas.text(10, y, plain(found.title), 13, bold=True)
+    y += 26
+    canvas.box(_SEEN - 1, y - 7, 2, 14, viz.BLUE, None, 0)
+    canvas.text(
+        _SEEN + 6, y, "the model’s share; bar: after the temperature", 11, MUTED
     )
-    for i, line in enumerate(words):
-        y = (0.2 * (len(words) - 1 - i) + 0.1) / height
-        figure.text(0.01, y, f"{i + 1}. {line}", size=9, color=viz.INK)
-    return viz.Picture(svg_of(figure), "\n".join(lines))
+    canvas.text(_DRAW, y, "in the draw", 11, MUTED)
+    for bar in rows:
+        y += 24
+        canvas.text(10, y, cut(bar.label, 15), 13, mono=True)
+        # What is cut is hatched as well as red: colour alone doesn't tell everyone.
+        looks = (HATCH, viz.RED) if bar.cut else (viz.GREY, None)
+        canvas.line([(_SEEN, y - 12), (_SEEN, y + 12)], viz.GREY)
+        canvas.line([(_DRAW, y - 12), (_DRAW, y + 12)], viz.GREY)
+        if bar.seen:
+            canvas.box(_SEEN, y - 7, _SCALE * bar.seen, 14, *looks, 0)
+        if bar.model > bar.seen:  # a thin line holds the mark and its bar together
+            ends = [(_SEEN + _SCALE * share, y) for share in (bar.seen, bar.model)]
+            canvas.line(ends, viz.GREY)
+        mark = _SEEN + _SCALE * bar.model
+        canvas.box(mark - 1, y - 9, 2, 18, viz.BLUE, None, 0)
+        canvas.text(_SEEN + _SCALE + 10, y, bar.change, 11)
+        if bar.chance:
+            canvas.box(_DRAW, y - 7, _DRAW_SCALE * bar.chance, 14, viz.BLUE, None, 0)
+        at, ink = _DRAW + 6 + _DRAW_SCALE * bar.chance, viz.RED if bar.cut else viz.BLUE
+        canvas.text(at, y, bar.fate, 11, ink)
+    y += 12
+    for i, line in enumerate(words, start=1):
+        y += 18
+        canvas.text(10, y, f"{i}. {line}")
+    return viz.Picture(canvas.svg(y + 14), "\n".join(lines))
 
 
 class SamplingExplorer:
@@ -340,7 +323,7 @@ class SamplingExplorer:
         self.context = w.Dropdown(
             options=[(c.prompt, i) for i, c in enumerate(self.contexts)],
             description="Continue this text",
-            **wide(),
+            **narrow(),
         )
         sliders = sliders_of(start)
         self.temperature, self.min_p, self.top_k, self.top_p = sliders
@@ -354,10 +337,11 @@ class SamplingExplorer:
         self.draw_one.on_click(lambda _: self.draw(1))
         self.draw_many.on_click(lambda _: self.draw(100))
         self.clear.on_click(self._turned)
-        buttons = w.HBox([self.draw_one, self.draw_many, self.clear])
+        buttons = grid([self.draw_one, self.draw_many, self.clear])
         # The order of the Tab key is the order in this list.
-        self.box = w.VBox([*dials, buttons, self.status, self.figure])
-        self._turned()
+        self.controls = [*dials, buttons, self.status]
+        self.box = beside(self.controls, self.figure)
+        self._show(f"{_UNDRAWN} {WAITS}")
 
     @property
     def params(self) -> SamplingParams:
@@ -382,7 +366,7 @@ class SamplingExplorer:
         """A dial moved: another distribution, so the tally starts again."""
         self.tally.clear()
         self.generator.manual_seed(self.seed)
-        self._show("Nothing drawn yet.")
+        self._show(_UNDRAWN)
 
     def _show(self, status: str) -> None:
         self.figure.value, self.status.value = framed(self.picture), spoken(status)

@@ -1,8 +1,6 @@
 """A generation tree as a picture, and a generation as a table."""
 
-import html
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 from folovllm_lite import viz
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.widgets.canvas import HATCH, MUTED, WIDTH, Canvas
 from folovllm_lite.widgets.tree import Fate, GenerationTree, Node, branches
 from folovllm_lite.widgets.words import (
     columns,
@@ -21,10 +20,7 @@ from folovllm_lite.widgets.words import (
     share_words,
 )
 
-WIDTH = 760  # of the picture, in pixels
-_LIGHT, _LIGHTER, _PALER, _MUTED = "#c3dbea", "#dcebf4", "#f1f4f7", "#52606d"
-_MONO = "ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace"
-_HATCH = "\x01"  # stands for the fill until the picture is complete; no label has it
+_LIGHT, _LIGHTER, _PALER = "#c3dbea", "#dcebf4", "#f1f4f7"
 _ROWS = 6  # branches drawn at most
 
 
@@ -121,82 +117,12 @@ def transcript(
     )
 
 
-class _Canvas:
-    """SVG written by hand: quicker than a figure, and the same on every machine."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        words: str,
-        size: float = 12,
-        ink: str = viz.INK,
-        anchor: str = "start",
-        mono: bool = False,
-        bold: bool = False,
-    ) -> None:
-        """Write words; x, y is the middle of their line, at its start or the anchor."""
-        look = f' font-family="{_MONO}"' if mono else ""
-        look += ' font-weight="600"' if bold else ""
-        look += f' text-anchor="{anchor}"' if anchor != "start" else ""
-        self.parts.append(
-            f'<text x="{x:g}" y="{y + size * 0.36:g}" font-size="{size:g}" '
-            f'fill="{ink}"{look}>{html.escape(words)}</text>'
-        )
-
-    def box(
-        self,
-        x: float,
-        y: float,
-        width: float,
-        height: float,
-        fill: str,
-        line: str | None = None,
-        round_: float = 3,
-    ) -> None:
-        edge = f' stroke="{line}"' if line else ""
-        self.parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" '
-            f'rx="{round_:g}" fill="{fill}"{edge}/>'
-        )
-
-    def dot(self, x: float, y: float, radius: float, fill: str, line: str) -> None:
-        self.parts.append(
-            f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="{fill}" '
-            f'stroke="{line}"/>'
-        )
-
-    def line(self, points: Sequence[tuple[float, float]], ink: str) -> None:
-        path = "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
-        self.parts.append(f'<path d="{path}" fill="none" stroke="{ink}"/>')
-
-    def svg(self, height: float) -> str:
-        """Everything, on white: a page may be dark."""
-        body = "".join(self.parts)
-        # A name of its own: on a page, all pictures share their names.
-        hatch = f"hatch-{zlib.crc32(body.encode()):08x}"
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" '
-            f'height="{height:g}" viewBox="0 0 {WIDTH} {height:g}" '
-            "font-family=\"system-ui,'DejaVu Sans',sans-serif\">"
-            f'<defs><pattern id="{hatch}" width="5" height="5" '
-            'patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-            '<rect width="5" height="5" fill="white"/>'
-            f'<rect width="1.2" height="5" fill="{viz.RED}"/></pattern></defs>'
-            f'<rect width="{WIDTH}" height="{height:g}" fill="white"/>'
-            f"{body.replace(_HATCH, f'url(#{hatch})')}</svg>"
-        )
-
-
 def draw_generation(tree: GenerationTree) -> viz.Picture:
     """The text, what may follow it, the branches of the tree, and the KV cache.
 
     Percentages are whole, so that the picture is the same on every processor.
     """
-    canvas, lines = _Canvas(), []
+    canvas, lines = Canvas(), []
     y = 18.0
     for part in (_draw_text, _draw_candidates, _draw_branches, _draw_cache):
         y = part(tree, canvas, lines, y) + 30
@@ -204,13 +130,13 @@ def draw_generation(tree: GenerationTree) -> viz.Picture:
     return viz.Picture(canvas.svg(y - 30 + 12), "\n".join(lines[:-1]))
 
 
-def _title(canvas: _Canvas, y: float, title: str, rest: str) -> None:
+def _title(canvas: Canvas, y: float, title: str, rest: str) -> None:
     canvas.text(10, y, title, 13, bold=True)
-    canvas.text(WIDTH - 10, y, rest, 11, _MUTED, "end")
+    canvas.text(WIDTH - 10, y, rest, 11, MUTED, "end")
 
 
 def _draw_text(
-    tree: GenerationTree, canvas: _Canvas, lines: list[str], y: float
+    tree: GenerationTree, canvas: Canvas, lines: list[str], y: float
 ) -> float:
     """The text in its tokens, the newest in full colour."""
     start, made = len(tree.prompt_token_ids), len(tree.path) - 1
@@ -242,7 +168,7 @@ def _draw_text(
                 rows.append([])
                 x = 10.0
     if len(rows) > 6:  # the newest lines, and that there are more
-        canvas.text(10, y, f"… {len(rows) - 5} lines above", 11, _MUTED)
+        canvas.text(10, y, f"… {len(rows) - 5} lines above", 11, MUTED)
         rows = rows[-5:]
         y += 24
     newest = len(tree.pieces) - 1
@@ -254,13 +180,13 @@ def _draw_text(
             ink = "white" if new else viz.INK
             # HTML runs spaces together, unless they don't break.
             words = words.replace(" ", "\u00a0")
-            canvas.text(x + 1, y, words, size, ink, mono=True)
+            canvas.text(x + 1, y, words, size, ink, mono=True, on_box=True)
         y += 24
     return y - 24 + 11
 
 
 def _draw_candidates(
-    tree: GenerationTree, canvas: _Canvas, lines: list[str], y: float
+    tree: GenerationTree, canvas: Canvas, lines: list[str], y: float
 ) -> float:
     """A row for each candidate: what the model gives it, and its chance in the draw."""
     if tree.node.logits is None:
@@ -278,10 +204,10 @@ def _draw_candidates(
     _title(canvas, y, "What may follow", words)
     y += 24
     for x, name in ((196, "the model gives"), (478, "in the draw")):
-        canvas.text(x, y, name, 11, _MUTED)
+        canvas.text(x, y, name, 11, MUTED)
     if any(c.token_id in tree.node.children for c in found):
         canvas.dot(14, y, 3.5, viz.BLUE, viz.BLUE)
-        canvas.text(24, y, "in the tree already", 11, _MUTED)
+        canvas.text(24, y, "in the tree already", 11, MUTED)
     for c in found:
         y += 22
         model, chance = round(c.probability, 2), round(c.chance, 2)
@@ -297,11 +223,11 @@ def _draw_candidates(
         )
         if taken:
             canvas.dot(14, y, 3.5, viz.BLUE, viz.BLUE)
-        canvas.text(52, y, str(c.rank), 11, _MUTED, "end")
+        canvas.text(52, y, str(c.rank), 11, MUTED, "end")
         canvas.text(62, y, name, 13, mono=True, bold=taken)
         canvas.line([(192, y - 11), (192, y + 11)], viz.GREY)
         canvas.line([(474, y - 11), (474, y + 11)], viz.GREY)
-        looks = (_HATCH, viz.RED) if c.cut_by else (viz.GREY, None)
+        looks = (HATCH, viz.RED) if c.cut_by else (viz.GREY, None)
         if model:
             canvas.box(192, y - 7, 220 * model, 14, *looks, 0)
         canvas.text(198 + 220 * model, y, percent(model), 11)
@@ -317,9 +243,9 @@ def _draw_candidates(
         still = fate.left - sum(c.cut_by is None for c in found)
         fate_words = f"{percent(chance)}, {still:,} left" if still else "none left"
         lines.append(f"{others:>6,} others          {percent(model):>4}   {fate_words}")
-        canvas.text(62, y, f"{others:,} others", 12, _MUTED)
-        canvas.text(198, y, percent(model), 11, _MUTED)
-        canvas.text(480, y, fate_words, 11, _MUTED)
+        canvas.text(62, y, f"{others:,} others", 12, MUTED)
+        canvas.text(198, y, percent(model), 11, MUTED)
+        canvas.text(480, y, fate_words, 11, MUTED)
     return y + 9
 
 
@@ -390,7 +316,7 @@ def _cells(tree: GenerationTree, runs: list[list[Node]], room: float) -> list[_C
 
 
 def _draw_branches(
-    tree: GenerationTree, canvas: _Canvas, lines: list[str], y: float
+    tree: GenerationTree, canvas: Canvas, lines: list[str], y: float
 ) -> float:
     """Each branch in a line, hanging below the token that it forks from."""
     every, runs, path = branches(tree), _shown_branches(tree), set(tree.path)
@@ -436,12 +362,12 @@ def _draw_branches(
             canvas.box(cell.x, level[nodes[0]] - 8, 30, 16, "white", ink, 8)
             words = f"+{len(nodes)}"
             middle = cell.x + 15
-            canvas.text(middle, level[nodes[0]], words, 10, _MUTED, "middle")
+            canvas.text(middle, level[nodes[0]], words, 10, MUTED, "middle")
     return y + 26 * len(runs) + 10
 
 
 def _chip(
-    canvas: _Canvas, tree: GenerationTree, node: Node, cell: _Cell, y: float, on: bool
+    canvas: Canvas, tree: GenerationTree, node: Node, cell: _Cell, y: float, on: bool
 ) -> None:
     name = cut(label(node.text), 14)
     width = columns(name) * 7.3 + 8
@@ -450,12 +376,12 @@ def _chip(
     elif on:
         fill, edge, ink = _LIGHT, _LIGHT, viz.INK
     else:
-        fill, edge, ink = "white", viz.GREY, _MUTED
+        fill, edge, ink = "white", viz.GREY, MUTED
     canvas.box(cell.x, y - 10, width, 20, fill, edge)
     if width < cell.width and node.children:  # the column is wider than this chip
         ink_ = viz.BLUE if on and node is not tree.node else viz.GREY
         canvas.line([(cell.x + width, y), (cell.x + cell.width, y)], ink_)
-    canvas.text(cell.x + 4, y, name, 12, ink, mono=True)
+    canvas.text(cell.x + 4, y, name, 12, ink, mono=True, on_box=on)
 
 
 def _write_branch(tree: GenerationTree, run: list[Node], lines: list[str]) -> None:
@@ -471,7 +397,7 @@ def _write_branch(tree: GenerationTree, run: list[Node], lines: list[str]) -> No
 
 
 def _draw_cache(
-    tree: GenerationTree, canvas: _Canvas, lines: list[str], y: float
+    tree: GenerationTree, canvas: Canvas, lines: list[str], y: float
 ) -> float:
     """A square for each slot."""
     slots, cache = tree.stored, tree.cache
@@ -486,7 +412,7 @@ def _draw_cache(
     looks = {
         "prompt": (viz.GREY, viz.GREY),
         "generated": (viz.BLUE, viz.BLUE),
-        "left behind": (_HATCH, viz.RED),
+        "left behind": (HATCH, viz.RED),
         "free": ("white", "#cbd2d9"),
     }
     wide = 64
@@ -505,7 +431,7 @@ def _draw_cache(
     if len(shown) < len(slots):
         more = f"and {len(slots) - len(shown):,} slots more"
         lines.append(f"  {more}")
-        canvas.text(WIDTH - 10, y, more, 11, _MUTED, "end")
+        canvas.text(WIDTH - 10, y, more, 11, MUTED, "end")
     x = 10
     for slot, name in (
         ("prompt", "the prompt"),
@@ -514,6 +440,6 @@ def _draw_cache(
         ("free", "free"),
     ):
         canvas.box(x, y - 5, pitch - 2, 11, *looks[slot], 1.5)
-        canvas.text(x + 16, y, name, 11, _MUTED)
+        canvas.text(x + 16, y, name, 11, MUTED)
         x += 32 + len(name) * 5.4
     return y + 8

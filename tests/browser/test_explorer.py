@@ -41,7 +41,7 @@ def focused(page) -> str:  # noqa: F811
 @pytest.fixture
 def explorer(lab, page):  # noqa: F811
     run_all(page, lab(notebook()), 1)
-    page.locator(".jupyter-widgets.widget-vbox svg").wait_for(timeout=30_000)
+    page.locator(".folo-explorer svg").wait_for(timeout=30_000)
     return page
 
 
@@ -55,7 +55,7 @@ def tab_to(page, words: str) -> None:  # noqa: F811
 
 
 def test_the_keyboard_alone_turns_every_dial(explorer):
-    picture = explorer.locator(".jupyter-widgets.widget-vbox svg")
+    picture = explorer.locator(".folo-explorer svg")
     explorer.locator(".jupyter-widgets select").focus()
     assert "Continue" in focused(explorer)
     for label, key, words in (
@@ -81,7 +81,7 @@ def test_the_explorer_of_notebook_03(lab, page):  # noqa: F811
     """All of 03 is run; then a slider is dragged, a token drawn, the picture seen."""
     made = read(NOTEBOOKS / "03_sampler.ipynb")
     run_all(page, lab(made), test_lab.code_cells(made))
-    box = page.locator(".jupyter-widgets.widget-vbox").first
+    box = page.locator(".folo-explorer").first
     box.scroll_into_view_if_needed()
     picture = box.locator("svg")
     picture.wait_for(timeout=30_000)

@@ -29,7 +29,7 @@ def notebook() -> dict:
 @pytest.fixture
 def explorer(lab, page):  # noqa: F811
     run_all(page, lab(notebook()), 1)
-    box = page.locator(".jupyter-widgets.widget-vbox")
+    box = page.locator(".folo-explorer")
     box.locator("svg").wait_for(timeout=60_000)
     box.scroll_into_view_if_needed()
     return box
@@ -77,11 +77,31 @@ def test_step_another_branch_and_back(explorer):
     ends = explorer.locator("select")
     ends.select_option(index=0)
     says(explorer, "Another branch: the model ran 1 token")
-    press(explorer, "Back to the prompt")
+    press(explorer, "To the prompt")
     shows(explorer, "4 tokens of the prompt, 0 generated")
     press(explorer, "Step")
     shows(explorer, "4 tokens of the prompt, 1 generated")
     shows(explorer, "2 branches, 11 tokens")  # the seed draws the same token again
+
+
+def test_all_of_it_is_seen_at_once(explorer):
+    """On a laptop's screen: nothing below the fold, the dials beside the picture."""
+    explorer.page.set_viewport_size({"width": 1440, "height": 900})
+    press(explorer, "10 steps")
+    shows(explorer, "10 generated")
+    explorer.scroll_into_view_if_needed()
+    picture, dial = (
+        explorer.locator(name).first.bounding_box() for name in ("svg", ".noUi-handle")
+    )
+    assert picture["x"] > dial["x"] + dial["width"]
+    assert picture["y"] >= 0 and picture["y"] + picture["height"] <= 900
+    assert explorer.bounding_box()["height"] <= 740
+    # What is below a button when it is pressed stays where it is.
+    before = explorer.get_by_role("button", name="Step", exact=True).bounding_box()
+    press(explorer, "Step")
+    shows(explorer, "11 generated")
+    after = explorer.get_by_role("button", name="Step", exact=True).bounding_box()
+    assert before == after
 
 
 def test_another_prompt_and_a_bad_one(explorer):
@@ -120,7 +140,7 @@ def test_the_explorer_of_notebook_09(lab, page):  # noqa: F811
     ]
     made.update(cells=made["cells"][: at + 1], metadata=METADATA)
     run_all(page, lab(made), test_lab.code_cells(made))
-    box = page.locator(".jupyter-widgets.widget-vbox").first
+    box = page.locator(".folo-explorer").first
     box.locator("svg").wait_for(timeout=30_000)
     box.scroll_into_view_if_needed()
     before = box.locator("svg").text_content()

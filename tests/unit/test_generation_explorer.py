@@ -626,6 +626,14 @@ def test_dials_change_the_draw_and_not_the_text(explorer):
     assert "can be drawn; removed: min_p" in explorer.figure.value
 
 
+def test_a_dial_that_nobody_moved_is_not_spoken_of(explorer):
+    """The page sets a slider when it is shown, and once that was the first line."""
+    first = explorer.status.value
+    assert "Nothing is generated" in first and "when no cell is running" in first
+    explorer._turned(None)
+    assert explorer.status.value == first
+
+
 def test_another_prompt(explorer):
     explorer.ten.click()
     explorer.top_k.value = 3
@@ -672,7 +680,9 @@ def test_the_end_and_a_full_cache_are_said(explorer, parts):
     explorer.tree.step(2)
     explorer.one.click()
     assert "The text has ended" in explorer.status.value
-    assert explorer.row.layout.display == "none"
+    explorer.one.click()
+    assert "(asked 2 times)" in explorer.status.value, "each click shows"
+    assert {button.layout.visibility for button in explorer.choices} == {"hidden"}
     small = widgets.GenerationExplorer(*parts[:2], max_len=6, steps=10)
     assert len(small.tree.path) == 3
     small.one.click()
@@ -692,16 +702,16 @@ def test_every_setting_can_be_drawn(explorer):
 def test_tab_goes_from_the_prompt_over_the_dials_to_the_buttons(explorer):
     from ipywidgets import Button, Dropdown, FloatSlider, IntText, SelectionSlider, Text
 
-    *dials, moves, row, branch, status, figure = explorer.box.children
+    *dials, moves, _, row, status, branch = explorer.controls
     assert [type(dial) for dial in dials] == [
         Text, FloatSlider, FloatSlider, SelectionSlider, FloatSlider, IntText,
     ]  # fmt: skip
     names = ("Continue", "(temperature)", "(min_p)", "(top_k)", "(top_p)", "(seed)")
     for dial, name in zip(dials, names, strict=True):
         assert name in dial.description and not dial.disabled
-    assert all(isinstance(b, Button) for b in (*moves.children, *row.children[1:]))
+    assert all(isinstance(b, Button) for b in (*moves.children, *row.children))
     assert isinstance(branch, Dropdown)
-    assert 'role="img" aria-label=' in figure.value
+    assert 'role="img" aria-label=' in explorer.figure.value
     assert 'aria-live="polite"' in status.value
 
 

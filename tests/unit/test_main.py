@@ -3,6 +3,7 @@ wrong."""
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from folovllm_lite import __main__ as cli
 from folovllm_lite import bench, doctor
-from tests.helpers import make_checkpoint
+from tests.helpers import edit_json, make_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +85,15 @@ def talk(monkeypatch, capsys, checkpoint, *lines, **options):
 
     stream = LLM.stream
 
-    def spy(self, messages, params):
+    def spy(self, messages, params, **more):
         asked.append(messages)
-        return stream(self, messages, params)
+        return stream(self, messages, params, **more)
 
     monkeypatch.setattr(LLM, "stream", spy)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    typed = [line for line in lines if not line.startswith("--")]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(typed) + "\n"))
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    words += [line for line in lines if line.startswith("--")]
     status, out, err = run(
         capsys,
         "chat",
@@ -128,6 +131,27 @@ def test_chat_starts_with_the_system_message(monkeypatch, capsys, checkpoint):
         monkeypatch, capsys, checkpoint, "Hi", "/reset", "Hi", system="Be brief"
     )
     assert [messages[0]["content"] for messages in asked] == ["Be brief"] * 2
+
+
+THINKS = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if enable_thinking is not defined or enable_thinking %}"
+    "{{ raise_exception('this\\nmodel thinks') }}{% endif %}"
+)
+
+
+def test_no_thinking_reaches_the_template_and_a_refusal_is_one_line(
+    monkeypatch, capsys, checkpoint, tmp_path
+):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    edit_json(tmp_path / "model/tokenizer_config.json", chat_template=THINKS)
+    (tmp_path / "model/chat_template.jinja").unlink(missing_ok=True)
+    model = str(tmp_path / "model")
+    _, out, err, _ = talk(monkeypatch, capsys, model, "Hi")
+    (line,) = [line for line in out.splitlines() if "model thinks" in line]
+    assert line.startswith("(") and "Traceback" not in out + err
+    status, out, err, _ = talk(monkeypatch, capsys, model, "--no-thinking", "Hi")
+    assert status == 0 and "thinks" not in out and err == ""
 
 
 def test_a_conversation_that_grows_too_long_is_not_the_end(
