@@ -153,7 +153,12 @@ def run_all(page, url: str, cells: int) -> None:
     texts: list[str] = []
     while time.monotonic() < deadline:
         texts = prompts.all_text_contents()
-        if len(texts) == cells and all(re.match(r"\[\d+\]", text) for text in texts):
+        # A cell whose code is collapsed shows no count; those behind it do.
+        counts = [f"[{i}]:" for i in range(1, cells + 1)]
+        if len(texts) == cells and all(
+            text in ("", count) for text, count in zip(texts, counts, strict=True)
+        ):
+            page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()
             return
         page.wait_for_timeout(300)
     pytest.fail(f"not all of {cells} cells were run in {RUN_SECONDS} s: {texts}")
