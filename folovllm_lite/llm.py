@@ -22,6 +22,7 @@ from folovllm_lite.config import (
     EngineConfig,
     ModelConfig,
     SchedulerConfig,
+    check_vllm_options,
 )
 from folovllm_lite.engine import LLMEngine, Prompt
 from folovllm_lite.flash import FlashContext
@@ -212,6 +213,8 @@ class LLM:
             num_gpu_blocks_override: see `CacheConfig`.
         max_num_batched_tokens, max_num_seqs, enable_chunked_prefill, preemption_mode:
             see `SchedulerConfig`.
+        vllm_options: others of vLLM's, where they say "off" or "one", such as
+            `enforce_eager=True` or `tensor_parallel_size=1`.
 
     Raises:
         NotImplementedError: an option that we don't have, by its name.
@@ -239,7 +242,9 @@ class LLM:
         max_num_seqs: int = SchedulerConfig.max_num_seqs,
         enable_chunked_prefill: bool = SchedulerConfig.enable_chunked_prefill,
         preemption_mode: str | None = SchedulerConfig.preemption_mode,
+        **vllm_options: Any,
     ):
+        check_vllm_options(vllm_options)
         if quantization not in (None, "gptq"):
             raise NotImplementedError(
                 f"quantization={quantization!r} is not supported, only 'gptq'"

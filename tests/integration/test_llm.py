@@ -377,3 +377,25 @@ def test_caller_objects_are_left_alone(llm):
     llm.generate(one_request, params, use_tqdm=False)
     assert repr(vars(params)) == before and ids == [5, 6, 7]
     assert one_request == {"prompt_token_ids": ids}
+
+
+# --- options of vLLM's that we don't have ---------------------------------------------
+
+
+def test_a_script_may_say_off_and_one(tmp_path):
+    checkpoint = str(make_checkpoint(tmp_path))
+    llm = LLM(checkpoint, enforce_eager=True, tensor_parallel_size=1, device="cpu")
+    assert tokens(llm, max_tokens=2, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    "option, error",
+    [
+        ({"tensor_parallel_size": 2}, NotImplementedError),
+        ({"enforce_eager": False}, NotImplementedError),
+        ({"enforce_eagr": True}, TypeError),
+    ],
+)
+def test_what_is_not_here_is_refused_by_name_before_anything_is_loaded(option, error):
+    with pytest.raises(error, match=next(iter(option))):
+        LLM("no/such/model", **option)
