@@ -7,7 +7,7 @@ of them, and no notion of phases. Where keys and values live is a `Memory`'s bus
 this module knows neither blocks nor tensors nor text.
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -153,9 +153,9 @@ class Scheduler:
     def remove(self, seq: Sequence) -> None:
         """Forget a sequence that is finished or aborted, and free its memory."""
         for queue in (self.running, self.waiting):
-            at = bisect_left(queue, seq.order, key=_order)
-            if at < len(queue) and queue[at] is seq:
-                del queue[at]
+            first = bisect_left(queue, seq.order, key=_order)
+            last = bisect_right(queue, seq.order, key=_order)
+            queue[first:last] = [each for each in queue[first:last] if each is not seq]
         self.memory.release(seq)
 
     def clear(self) -> None:

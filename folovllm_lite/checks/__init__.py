@@ -26,6 +26,7 @@ from folovllm_lite.checks.request_suite import request
 from folovllm_lite.checks.sampler_suite import sampler
 from folovllm_lite.checks.sampling_params_suite import sampling_params
 from folovllm_lite.checks.scheduler_suite import scheduler
+from folovllm_lite.checks.scheduling_exercises_suite import scheduling_exercises
 from folovllm_lite.checks.transformer_exercises_suite import (
     transformer_exercises,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "sampler",
     "sampling_params",
     "scheduler",
+    "scheduling_exercises",
     "transformer_exercises",
     "utils",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from folovllm_lite import viz
@@ -57,18 +58,23 @@ def draw_schedule(schedule: Schedule, title: str = "") -> viz.Picture:
     axes.set_xlim(0.5, wide + 0.5)
     axes.set_ylim(rows, 0)
     size = 7 if wide <= 40 else 5
-    for step in steps:
-        for y, job in enumerate(jobs):
-            kind = step.kinds.get(job.name, "")
-            if kind not in KINDS:
-                continue
-            at = (step.number - 0.5, y + 0.06)
-            face = {"facecolor": KINDS[kind][0], "edgecolor": "white", "lw": 0.8}
-            axes.add_patch(Rectangle(at, 1, 0.88, **face))
-            count = step.counts.get(job.name, 1)
-            if count > 1:
-                where = {"ha": "center", "va": "center", "size": size}
-                axes.text(step.number, y + 0.52, str(count), color="white", **where)
+    for y, job in enumerate(jobs):
+        kinds = [step.kinds.get(job.name, "") for step in steps]
+        at = 0
+        for kind, run in groupby(kinds):  # one shape for a run: a picture stays small
+            length = len(list(run))
+            if kind in KINDS:
+                where = (at + 0.53, y + 0.06)
+                box = {"facecolor": KINDS[kind][0], "lw": 0}
+                axes.add_patch(Rectangle(where, length - 0.06, 0.88, **box))
+            at += length
+        for step in steps:
+            if step.counts.get(job.name, 1) > 1:
+                words, place = str(step.counts[job.name]), (step.number, y + 0.52)
+                middle = {"ha": "center", "va": "center", "size": size}
+                axes.text(*place, words, color="white", **middle)
+    if wide <= 60:
+        axes.vlines([n + 0.5 for n in range(1, wide)], 0, rows, color="white", lw=0.8)
     axes.set_yticks([y + 0.5 for y in range(rows)], [job.name for job in jobs], size=8)
     below = figure.add_axes((0.07, 0.42 / height, 0.92, 0.5 / height), sharex=axes)
     tokens = [step.tokens for step in steps]

@@ -60,13 +60,14 @@ MUTANTS = {
     ),
     "removed_with_its_blocks": (
         "_remove",
-        "                del queue[at]\n        self.memory.release(seq)\n",
-        "                del queue[at]\n",
+        "each is not seq]\n        self.memory.release(seq)\n",
+        "each is not seq]\n",
     ),
     "removing_a_stranger_fails": (
         "_remove",
-        "            if at < len(queue) and queue[at] is seq:\n",
-        "            if seq in self.running + self.waiting:\n",
+        "            queue[first:last] = [each for each in queue[first:last] if each "
+        "is not seq]\n",
+        "            del queue[first]\n",
     ),
     "prompts_are_free": (
         "_budget",
@@ -389,16 +390,16 @@ MUTANTS = {
     ),
     "removed_and_its_cpu_blocks_are_lost": (
         "_remove_preempted",
-        "                del queue[at]\n        self.memory.release(seq)\n",
-        "                del queue[at]\n"
+        "each is not seq]\n        self.memory.release(seq)\n",
+        "each is not seq]\n"
         "        if seq.block_ids:\n"
         "            self.memory.release(seq)\n",
     ),
     "the_running_alone_are_released": (
         "_remove_preempted",
         "        self.memory.release(seq)\n\n    def clear",
-        "                if queue is self.running:\n"
-        "                    self.memory.release(seq)\n\n    def clear",
+        "            if queue is self.running and first < last:\n"
+        "                self.memory.release(seq)\n\n    def clear",
     ),
     "swapping_forgets_the_count": (
         "_swap",

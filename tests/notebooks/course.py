@@ -94,9 +94,7 @@ HELPERS = ("viz", "widgets", "checks", "notebook", "fast")
 # of a class (`module.Class.method`), with the number of the notebook still to come, or
 # the reason why there is none. What is still to come may not be written yet.
 UNTAUGHT: dict[str, int | str] = {
-    "scheduler": 10,
-    "engine": 10,
-    "llm": 10,
+    "llm": "options to parts, and the loop around the engine; 09 builds its first form",
     "block_manager": 11,
     "paged": 11,
     "runner": 11,

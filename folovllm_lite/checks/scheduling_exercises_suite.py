@@ -1,0 +1,227 @@
+"""What has to be true of the exercises of notebook 10: a trace, turns, a policy."""
+
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+
+from folovllm_lite import scheduler as package
+from folovllm_lite.block_manager import BlockManager
+from folovllm_lite.checks.harness import Suite, expect, fail
+from folovllm_lite.config import SchedulerConfig
+from folovllm_lite.request import Sequence, SequenceData, SequenceStatus
+from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.scheduler import Scheduler
+
+_SUITE = scheduling_exercises = Suite(
+    package,
+    """Judge the exercises of notebook 10: `predict_lines`, `fair_turns`, `priority_of`.
+
+    Raises CheckFailed at the end if a property doesn't hold.
+    """,
+)
+
+
+def _sequence(name: str, tokens: int, order: tuple[int, int, int]) -> Sequence:
+    data = SequenceData(list(range(tokens)))
+    return Sequence(name, name, data, SamplingParams(), order=order)
+
+
+# ----- 1. Trace
+
+
+def _line(p: SimpleNamespace, name: str, wanted: str) -> None:
+    """Compare without saying what is right: that would be the answer."""
+    found = p.predict_lines()
+    if not isinstance(found, dict) or name not in found:
+        fail("predict_lines()", found, f"a dict with the key {name!r}")
+    got = found[name].strip() if isinstance(found[name], str) else found[name]
+    if got != wanted:
+        fail(f"the line of {name}", got, "another line")
+
+
+@_SUITE.property(
+    "predict_lines", hint="who is first in order never waits, and loses nothing"
+)
+def _first_line(p: SimpleNamespace) -> None:
+    """A, the first in order, goes straight through."""
+    _line(p, "A", "Pdd")
+
+
+@_SUITE.property(
+    "predict_lines", hint="5 tokens of A and 4 of B: how many may a step have?"
+)
+def _waiting_line(p: SimpleNamespace) -> None:
+    """B waits for the tokens of a step, and then goes through."""
+    _line(p, "B", "wPd")
+
+
+@_SUITE.property(
+    "predict_lines",
+    hint="count the slots after each step, and see who comes last in the order when "
+    "there is one too few; how many tokens does it have when it comes back?",
+)
+def _preempted_line(p: SimpleNamespace) -> None:
+    """C begins, loses its slots, and comes back with all of its tokens."""
+    _line(p, "C", "PxPdd")
+
+
+@_SUITE.property(
+    "predict_lines", hint="nobody passes C, and nobody enters when somebody was lost"
+)
+def _last_line(p: SimpleNamespace) -> None:
+    """D waits behind C, and ends with its prompt."""
+    _line(p, "D", "wwP")
+
+
+# ----- 2. Modify
+
+
+def _running(*outputs: int) -> list[Sequence]:
+    """Running sequences that have generated so many tokens each."""
+    found = []
+    for i, count in enumerate(outputs):
+        seq = _sequence("abcdefgh"[i], 2, (0, i, 0))
+        seq.data.output_token_ids += [7] * count
+        seq.status = SequenceStatus.RUNNING
+        found.append(seq)
+    return found
+
+
+@_SUITE.property("fair_turns", hint="the scheduler's own list has to stay in its order")
+def _turns_list(p: SimpleNamespace) -> None:
+    """All that run get their turn once, in a new list; the given one stays as it is."""
+    for outputs in ((), (1,), (3, 1, 2)):
+        given = _running(*outputs)
+        before = list(given)
+        found = p.fair_turns(given)
+        what = f"fair_turns of sequences with {outputs} tokens generated"
+        names = sorted(seq.seq_id for seq in found)
+        expect(f"{what}: who gets a turn", names, [seq.seq_id for seq in before])
+        expect(f"{what}: the given list is", given == before, True)
+        expect(f"{what}: it is another list", found is given, False)
+
+
+@_SUITE.property("fair_turns", hint="not its length: a long prompt was no turn")
+def _turns_order(p: SimpleNamespace) -> None:
+    """Who has generated the least goes first, and equals keep their order."""
+    for outputs, wanted in (
+        ((2, 1), "ba"),
+        ((1, 1, 1), "abc"),
+        ((2, 1, 2, 1), "bdac"),
+        ((0, 5, 3), "acb"),
+    ):
+        found = "".join(seq.seq_id for seq in p.fair_turns(_running(*outputs)))
+        expect(f"sequences a, b ... with {outputs} tokens generated", found, wanted)
+    given = _running(1, 2)
+    given[0].data.prompt_token_ids += range(20)
+    found = "".join(seq.seq_id for seq in p.fair_turns(given))
+    expect("a has a prompt of 22 and 1 token, b a prompt of 2 and 2", found, "ab")
+
+
+@_SUITE.property("fair_turns", hint="run it with budget 2, and print who has work")
+def _turns_together(p: SimpleNamespace) -> None:
+    """With a budget of 2, each of five sequences gets a token in every 3 steps."""
+    made = Scheduler(SchedulerConfig(16, 8), BlockManager(99, 4), turns=p.fair_turns)
+    seqs = [_sequence("abcde"[i], 2, (0, i, 0)) for i in range(5)]
+    for seq in seqs:
+        made.add(seq)
+    last, gap = {}, 0
+    for number in range(30):
+        if number == 2:
+            made.config.max_num_batched_tokens = 2
+        step = made.schedule()
+        made.advance(step)
+        for work in step.work.values():
+            work.seq.add_token_id(7)
+            if number > 5:
+                gap = max(gap, number - last.get(work.seq.seq_id, number))
+            last[work.seq.seq_id] = number
+    missing = [seq.seq_id for seq in seqs if last.get(seq.seq_id, 0) < 27]
+    expect("30 steps: without a token in the last three", missing, [])
+    if gap > 3:
+        fail("5 sequences, 2 tokens a step: longest wait", f"{gap} steps", "3 steps")
+
+
+# ----- 3. Design
+
+
+def _serve(
+    priority_of: Callable[[int, int], int], jobs: list[tuple[int, int]], most: int
+) -> list[int | None]:
+    """The step in which each (tokens, arrival) begins; None: not within `most` steps.
+
+    One sequence runs at a time, and a job of n tokens takes n steps.
+    """
+    waiting: list[tuple] = []
+    begun: list[int | None] = [None] * len(jobs)
+    left, coming = 0, sorted(range(len(jobs)), key=lambda i: jobs[i][1])
+    for step in range(most):
+        while coming and jobs[coming[0]][1] <= step:
+            i = coming.pop(0)
+            waiting.append((priority_of(*jobs[i]), i))
+        if not left and waiting:
+            waiting.sort()
+            i = waiting.pop(0)[1]
+            begun[i], left = step, jobs[i][0]
+        left = max(0, left - 1)
+    return begun
+
+
+@_SUITE.property("priority_of", hint="add_request refuses anything else")
+def _priority_is_an_int(p: SimpleNamespace) -> None:
+    """A priority is an int, the same for the same request."""
+    for tokens, arrival in ((1, 0), (7, 3), (4000, 100_000)):
+        found = p.priority_of(tokens, arrival)
+        given = f"priority_of({tokens}, {arrival})"
+        if type(found) is not int:
+            fail(given, repr(found), "an int")
+        expect(f"{given}, once more", p.priority_of(tokens, arrival), found)
+
+
+@_SUITE.property("priority_of", hint="lower goes first")
+def _short_passes(p: SimpleNamespace) -> None:
+    """A short request passes a long one that came at the same time, or just before."""
+    for long, short in (((100, 0), (5, 0)), ((500, 10), (5, 11)), ((64, 3), (4, 5))):
+        got = p.priority_of(*short) < p.priority_of(*long)
+        expect(f"(tokens, arrival) {short} goes before {long}", got, True)
+
+
+@_SUITE.property("priority_of", hint="two that are alike should be served as they came")
+def _equals_keep_order(p: SimpleNamespace) -> None:
+    """Of two equally long requests the earlier goes first."""
+    for tokens in (1, 50):
+        early, late = p.priority_of(tokens, 3), p.priority_of(tokens, 40)
+        expect(f"{tokens} tokens, step 3 before step 40", early <= late, True)
+
+
+@_SUITE.property(
+    "priority_of", hint="what makes a late request worse than an early one?"
+)
+def _nobody_starves(p: SimpleNamespace) -> None:
+    """A long request begins, although short ones come for ever."""
+    for tokens in (20, 60, 200):
+        jobs = [(tokens, 0), *((4, 2 * i) for i in range(4000))]
+        begun = _serve(p.priority_of, jobs, 6000)[0]
+        if begun is None:
+            fail(
+                f"a request of {tokens} tokens in step 0, and one of 4 every 2 steps",
+                "6,000 steps later the long one still waits",
+                "it begins at some time",
+            )
+
+
+@_SUITE.property("priority_of", hint="compare the mean with first come, first served")
+def _mean_falls(p: SimpleNamespace) -> None:
+    """In a crowd the mean wait is shorter than first come, first served."""
+    for seed in range(3):
+        rng = random.Random(seed)
+        jobs = [(rng.choice([4, 8, 100]), rng.randint(0, 200)) for _ in range(40)]
+        mine = _serve(p.priority_of, jobs, 5000)
+        plain = _serve(lambda tokens, arrival: arrival, jobs, 5000)
+        waits = [
+            sum(begun - arrival for begun, (_, arrival) in zip(each, jobs, strict=True))
+            for each in (mine, plain)
+        ]
+        if waits[0] > 0.9 * waits[1]:
+            got = f"{waits[0] / 40:.0f} steps, and {waits[1] / 40:.0f} in order"
+            fail("40 requests: the mean wait", got, "at least a tenth less")
