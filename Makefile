@@ -5,6 +5,8 @@
 #     make test    the same install, then every check that this machine can run
 #     make again   put your copy of a notebook aside and begin with a fresh one
 #                  (make again NOTEBOOK=03)
+#     make workbook   the course to write, in my/: what is yours in it is blank
+#     make mine    an engine of what you wrote in my/: assembled, judged and run
 #
 # Variables:
 #     PYTHON=python3.12        the Python that .venv is made from
@@ -13,11 +15,12 @@
 #     NOTEBOOK=03              what `make lab` opens
 #     LAB_ARGS="--no-browser"  more arguments for JupyterLab
 #     COPIES=folder            where your copies are (default: my)
+#     WITH="09#serve"          exercises that `make mine` plugs in
 #     STEPS="unit notebooks"   the steps of `make test` to run (default: all)
 #     NOTEBOOKS="path ..."     what `make notebooks` runs (default: all)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab again test notebooks sync lint format clean
+.PHONY: help setup lab again workbook mine test notebooks sync lint format clean
 
 NOTEBOOK ?= 00
 COPIES ?= my
@@ -41,6 +44,12 @@ lab: $(INSTALLED)
 again: $(INSTALLED)
 	@$(if $(filter file,$(origin NOTEBOOK)),echo "Which one? make again NOTEBOOK=03" >&2; exit 2,\
 		$(PY) -m folovllm_lite lab --again --folder "$(COPIES)" "$(NOTEBOOK)")
+
+workbook: $(INSTALLED)
+	@$(PY) -m folovllm_lite workbook --out "$(COPIES)"
+
+mine: $(INSTALLED)
+	@$(PY) -m folovllm_lite mine "$(COPIES)" $(patsubst %,--with "%",$(WITH))
 
 test: $(INSTALLED)
 	@$(PY) -m tests.run $(STEPS)

@@ -25,6 +25,7 @@ examples:
   {prog} generate "Once upon a time"
   {prog} generate "从前" --temperature 1.2 --seed 7
   {prog} chat
+  {prog} mine --with 09#serve
   {prog} doctor
   {prog} bench --peer transformers
 """
@@ -418,6 +419,61 @@ def _chat(args: argparse.Namespace) -> int:
     return status
 
 
+# ----- the learner's own engine
+
+
+def _mine_command(commands: Any) -> None:
+    parser = commands.add_parser(
+        "mine", help="an engine of what you wrote: assembled, judged and run"
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="of your notebooks (default: my)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="where my_engine is written (default: that folder)"
+    )
+    parser.add_argument(
+        "--with",
+        dest="plugged",
+        action="append",
+        default=[],
+        metavar="EXERCISE",
+        help="plug in an exercise, like 09#serve; may repeat",
+    )
+    parser.set_defaults(run=_mine)
+
+
+def _mine(args: argparse.Namespace) -> int:
+    from folovllm_lite import lab, mine
+
+    folder = args.folder or lab.COPIES
+    try:
+        return mine.run(folder, args.out or folder, args.plugged)
+    except mine.MineError as error:
+        raise CommandError(str(error)) from error
+
+
+def _workbook_command(commands: Any) -> None:
+    parser = commands.add_parser(
+        "workbook", help="the course to write: what is yours in it is blank"
+    )
+    parser.add_argument("--out", type=Path, help="where it is written (default: my)")
+    parser.set_defaults(run=_workbook)
+
+
+def _workbook(args: argparse.Namespace) -> None:
+    from folovllm_lite import lab, mine
+
+    out = args.out or lab.COPIES
+    try:
+        written, kept = mine.write(out)
+    except lab.LabError as error:
+        raise CommandError(str(error)) from error
+    print(f"{len(written)} notebooks to write are in {out}.")
+    for name in kept:
+        print(f"{out / name} holds work of yours: it stays as it is.")
+
+
 # ----- doctor and bench
 
 
@@ -467,6 +523,8 @@ _COMMANDS = (
     _lab_command,
     _generate_command,
     _chat_command,
+    _workbook_command,
+    _mine_command,
     _doctor_command,
     _bench_command,
 )
@@ -476,8 +534,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, 1 for a request that was aborted, 2 for a mistake, 130 for
-        Ctrl-C.
+        The exit status: 0, 1 for a request that was aborted or a piece of a learner's
+        that fails, 2 for a mistake, 130 for Ctrl-C.
     """
     parser = _parser()
     args = parser.parse_args(argv)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COURSE = ROOT / "notebooks"
 # Beside notebooks/, so that links like ../docs lead to the same place.
 COPIES = ROOT / "my"
-_RECORD = ".course.json"  # what each copy was made from
+RECORD = ".course.json"  # what each copy was made from
 
 
 class LabError(Exception):
@@ -67,22 +67,22 @@ def update(course: Path = COURSE, copies: Path = COPIES) -> Update:
             f"there are no notebooks in {course}: they come with the repository, not "
             "with the package. Clone it and start there"
         )
-    record = _read_record(copies)
+    record = read_record(copies)
     result = Update([], [], [])
     for name in names:
         data, copy = (course / name).read_bytes(), copies / name
-        now, then = _entry(data), record.get(name)
+        now, then = entry(data), record.get(name)
         if not copy.exists():
-            _write(copy, data)
+            write(copy, data)
             result.made.append(name)
         else:
             mine = cells(copy.read_bytes())
             if mine == now["cells"]:
                 # Only run, if at all; the course's outputs come when they are new.
                 if then and then["file"] != now["file"]:
-                    _write(copy, data)
+                    write(copy, data)
             elif then and mine == then["cells"]:
-                _write(copy, data)
+                write(copy, data)
                 result.renewed.append(name)
             elif then:
                 # The record goes on telling what the learner's version came from.
@@ -90,7 +90,7 @@ def update(course: Path = COURSE, copies: Path = COPIES) -> Update:
                     result.behind.append(name)
                 continue
         record[name] = now
-    _write_record(copies, record)
+    write_record(copies, record)
     return result
 
 
@@ -110,16 +110,16 @@ def begin_again(name: str, course: Path = COURSE, copies: Path = COPIES) -> Path
     """
     found = find(name, course)
     data, copy, aside = (course / found).read_bytes(), copies / found, None
-    record = _read_record(copies)
+    record = read_record(copies)
     if copy.exists():
-        known = {_entry(data)["cells"], record.get(found, {}).get("cells")}
+        known = {entry(data)["cells"], record.get(found, {}).get("cells")}
         if cells(copy.read_bytes()) not in known:
             count = 1
             while (aside := copy.with_name(f"{copy.stem}-old-{count}.ipynb")).exists():
                 count += 1
             os.replace(copy, aside)
-    _write(copy, data)
-    _write_record(copies, record | {found: _entry(data)})
+    write(copy, data)
+    write_record(copies, record | {found: entry(data)})
     return aside
 
 
@@ -245,15 +245,15 @@ def _shown(folder: Path) -> str:
     )
 
 
-def _entry(data: bytes) -> dict[str, str | None]:
+def entry(data: bytes) -> dict[str, str | None]:
     """What the record keeps of a course's file."""
     return {"cells": cells(data), "file": hashlib.sha256(data).hexdigest()}
 
 
-def _read_record(copies: Path) -> dict[str, dict[str, str | None]]:
+def read_record(copies: Path, name: str = RECORD) -> dict[str, dict[str, str | None]]:
     """The record; one that can't be read is as if it weren't there."""
     try:
-        found = json.loads((copies / _RECORD).read_text(encoding="utf-8"))
+        found = json.loads((copies / name).read_text(encoding="utf-8"))
         return {
             name: {"cells": each["cells"], "file": each["file"]}
             for name, each in found.items()
@@ -262,11 +262,12 @@ def _read_record(copies: Path) -> dict[str, dict[str, str | None]]:
         return {}
 
 
-def _write_record(copies: Path, record: dict) -> None:
-    _write(copies / _RECORD, (json.dumps(record, indent=1) + "\n").encode())
+def write_record(copies: Path, record: dict, name: str = RECORD) -> None:
+    """Write the record."""
+    write(copies / name, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
     """Write a file at once or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,11 +16,22 @@ import ast
 import json
 import os
 import sys
-import textwrap
 import time
 from collections import defaultdict
 from pathlib import Path
 
+from folovllm_lite.mine.pieces import (
+    FINAL,
+    PKG,
+    adds_to,
+    class_text,
+    definitions,
+    lines_of,
+    members,
+    method_text,
+    module_file,
+    names_of,
+)
 from tests.notebooks.course import (
     CELL_SECONDS,
     ENVIRONMENT,
@@ -34,57 +45,10 @@ from tests.notebooks.course import (
     notebooks,
     read,
 )
-from tests.notebooks.drift import (
-    PKG,
-    adds_to,
-    definitions,
-    members,
-    module_file,
-    names_of,
-    pkg_cells,
-    plain,
-)
-from tests.notebooks.lint import CARD, FINAL, Cell, first_reading, rounded
+from tests.notebooks.drift import pkg_cells
+from tests.notebooks.lint import CARD, Cell, first_reading, rounded
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-
-
-def lines_of(node: ast.stmt) -> tuple[int, int]:
-    """First and one past the last line of a statement, decorators included."""
-    decorators = getattr(node, "decorator_list", [])
-    first = min([node.lineno, *(item.lineno for item in decorators)])
-    return first - 1, node.end_lineno
-
-
-def class_text(node: ast.ClassDef, lines: list[str], keep: set[str]) -> list[str]:
-    """The class's lines with the members to keep, each with the comments above it."""
-    first, end = lines_of(node)
-    others = [item for items in members(node).values() for item in items]
-    others.sort(key=lambda item: item.lineno)
-    start = lines_of(others[0])[0] if others else end
-    while others and lines[start - 1].strip()[:1] in ("", "#"):
-        start -= 1
-    text, names = lines[first:start], {}
-    for name, items in members(node).items():
-        names |= dict.fromkeys(map(id, items), name)
-    for item in others:
-        if names[id(item)] in keep:
-            text += lines[start : item.end_lineno]
-        start = item.end_lineno
-    return text
-
-
-def method_text(owner: str, items: list[ast.stmt], lines: list[str]) -> list[str]:
-    """A method as it stands outside its class, under `@adds_to(owner)`."""
-    (item,) = items
-    first, end = lines_of(item)
-    text = textwrap.dedent("\n".join(lines[first:end]))
-    if plain(ast.parse(text).body[0]) != plain(item):
-        raise ValueError(
-            f"{owner}.{item.name} holds a string of several lines, which changes where "
-            f"the method isn't indented: leave it in the cell with `class {owner}`"
-        )
-    return [f"@adds_to({owner})", *text.splitlines()]
 
 
 def synced(cell_source: str, module_source: str, split: set[str] = frozenset()) -> str:

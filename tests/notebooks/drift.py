@@ -2,25 +2,27 @@
 
 `drift(path)` compares a notebook's `pkg:` cells with the package and looks at what it
 imports; `untaught()` finds what the package has and no notebook teaches, and
-`taught_twice()` what stands in two places. Everything is read with `ast`, nothing is
-imported.
-
-A class may come in parts: `class Engine` with its docstring and some of its members in
-one cell, and methods under `@adds_to(Engine)` in later ones. So what is compared is a
-*piece*: a function, a name with its value, the head of a class (its docstring, bases
-and decorators), or one member of it.
+`taught_twice()` what stands in two places. What is compared are pieces, as
+`folovllm_lite.mine.pieces` takes a module or a cell apart.
 """
 
 from __future__ import annotations
 
 import ast
-import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
 
+from folovllm_lite.mine.pieces import (
+    PKG,
+    definitions,
+    module_file,
+    names_of,
+    pieces,
+    pieces_of,
+)
 from tests.notebooks.course import (
     COURSE,
     HELPERS,
@@ -32,100 +34,12 @@ from tests.notebooks.course import (
     read,
 )
 
-PKG = "pkg:folovllm_lite."
-Definition = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
-
-
-def module_file(module: str, package: Path = PACKAGE) -> Path | None:
-    """The file of `folovllm_lite.<module>`: `sampler`, or `tiny.grammar`."""
-    base = package.joinpath(*module.split("."))
-    candidates = (base.with_suffix(".py"), base / "__init__.py")
-    return next((file for file in candidates if file.is_file()), None)
-
 
 def modules(package: Path = PACKAGE) -> list[str]:
     """The names of the package's modules; a subpackage counts as one."""
     files = [file.stem for file in package.glob("*.py") if file.stem != "__init__"]
     folders = [file.parent.name for file in package.glob("*/__init__.py")]
     return sorted(files + folders)
-
-
-def names_of(node: ast.stmt) -> list[str]:
-    """The names that a top-level statement defines; [] for any other statement."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.Assign):
-        targets = node.targets
-    elif isinstance(node, ast.AnnAssign):
-        targets = [node.target]
-    else:
-        return []
-    return [
-        name.id
-        for target in targets
-        for name in ast.walk(target)
-        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
-    ]
-
-
-def definitions(source: str) -> dict[str, ast.stmt]:
-    """Top-level name to the statement that defines it."""
-    return {name: node for node in ast.parse(source).body for name in names_of(node)}
-
-
-def adds_to(node: ast.stmt) -> str | None:
-    """The class that a function's first decorator, `@adds_to(Class)`, names."""
-    first, *_ = [*getattr(node, "decorator_list", []), None]
-    if isinstance(node, ast.FunctionDef) and isinstance(first, ast.Call):
-        if isinstance(first.func, ast.Name) and first.func.id == "adds_to":
-            return ast.unparse(first.args[0])
-    return None
-
-
-def members(node: ast.ClassDef) -> dict[str, list[ast.stmt]]:
-    """The members of a class, in order; a property and its setter have one name."""
-    found = defaultdict(list)
-    for item in node.body:
-        empty = isinstance(item, ast.Pass)
-        if isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant):
-            empty = True  # the docstring, or `...`
-        if not empty:
-            names = names_of(item) or [ast.unparse(item).splitlines()[0]]
-            found[names[0]].append(item)
-    return dict(found)
-
-
-def plain(node: ast.AST) -> str:
-    """A statement as text that says all but comments, places and indentation."""
-    for item in ast.walk(node):
-        if isinstance(item, ast.FunctionDef | ast.ClassDef):
-            text = ast.get_docstring(item, clean=False)
-            if text is not None:
-                item.body[0].value.value = inspect.cleandoc(text)
-    return ast.dump(node)
-
-
-def pieces_of(node: ast.stmt) -> dict[str, str]:
-    """What a top-level statement defines: name or Class.member, to its `plain` text."""
-    owner = adds_to(node)
-    if owner:
-        node.decorator_list.pop(0)
-        return {f"{owner}.{node.name}": plain(node)}
-    if not isinstance(node, ast.ClassDef):
-        return dict.fromkeys(names_of(node), plain(node))
-    parts = members(node)
-    found = {
-        f"{node.name}.{name}": " ".join(map(plain, items))
-        for name, items in parts.items()
-    }
-    node.body = node.body[:1] if ast.get_docstring(node) is not None else []
-    return {node.name: plain(node), **found}
-
-
-def pieces(source: str) -> dict[str, str]:
-    """All that a module or a cell defines, as `pieces_of` its statements."""
-    tree = ast.parse(source)
-    return {name: text for node in tree.body for name, text in pieces_of(node).items()}
 
 
 def python(source: str) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from folovllm_lite.mine.pieces import FINAL, YOURS, blanks_of
+from folovllm_lite.mine.workbook import blanked
 from tests.notebooks.course import (
     COURSE,
     LONG,
@@ -30,8 +32,14 @@ MAX_KILOBYTES = 400
 MAX_MINUTES = 60
 
 IGNORE = "# NBVAL_IGNORE_OUTPUT"
-TAGS = ("gpu", "nbval-ignore-output", "nbval-skip", "raises-exception", "skim")
-FINAL = "# final: folovllm_lite."
+TAGS = (
+    "gpu",
+    "nbval-ignore-output",
+    "nbval-skip",
+    "raises-exception",
+    "skim",
+    "answer",
+)
 PKG_TAG = re.compile(r"pkg:folovllm_lite(\.\w+)+")
 
 Problems = Iterator[str]
@@ -176,11 +184,21 @@ def check_markers(notebook: dict, cells: list[Cell]) -> Problems:
                     yield f"{cell}, line {number}: say why in a comment line above"
             above = line
         for tag in cell.tags:
+            if tag.startswith(YOURS):
+                continue
             if tag not in TAGS and not PKG_TAG.fullmatch(tag):
                 yield (
-                    f"{cell}: unknown tag {tag!r}; known are {', '.join(TAGS)} "
-                    "and pkg:folovllm_lite.<module>"
+                    f"{cell}: unknown tag {tag!r}; known are {', '.join(TAGS)}, "
+                    "pkg:folovllm_lite.<module> and yours:<name>"
                 )
+        blanks = blanks_of(cell.raw)
+        try:
+            if blanks:
+                blanked(cell.source, blanks)
+        except ValueError as error:
+            yield f"{cell} is tagged {YOURS} with a name that it lacks: {error}"
+        if blanks and not cell.is_final:
+            yield f"{cell} is tagged {YOURS} and is no final cell"
     uncompared = [cell for cell in cells if cell.is_uncompared]
     if len(uncompared) > MAX_UNCOMPARED:
         yield (

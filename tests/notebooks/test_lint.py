@@ -181,6 +181,18 @@ BROKEN = {
         add(code("# why\n# PYTEST_VALIDATE_IGNORE_OUTPUT\nx = 1")),
         "is no marker",
     ),
+    "a blank that isn't there": (
+        on_notebook(
+            lambda made: made["cells"][find(made["cells"], "# final")]["metadata"][
+                "tags"
+            ].append("yours:drew")
+        ),
+        "no function drew in this cell",
+    ),
+    "a blank outside the final cells": (
+        add(code("def f(x):\n    return x", "yours:f")),
+        "is no final cell",
+    ),
     "a marker without a reason": (
         add(code("# NBVAL_IGNORE_OUTPUT\nx = 1")),
         "say why",

@@ -37,7 +37,7 @@ ORDER = (
     "model_loader", "attention", "qwen3", "kv_cache", "processor",
     "generation", "scheduler", "engine", "block_manager", "paged", "runner", "flash",
     "prefix_cache", "gptq", "fast", "llm",
-    "viz", "widgets", "checks", "notebook", "tiny", "doctor", "bench", "lab",
+    "viz", "widgets", "checks", "notebook", "tiny", "lab", "mine", "doctor", "bench",
     "__main__",
 )  # fmt: skip
 
