@@ -234,13 +234,16 @@ def renamed(source: str, modules: Iterable[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def assemble(found: Found, out: Path, exercises: str = "") -> dict[str, str]:
+def assemble(
+    found: Found, out: Path, exercises: str = "", even_equal: bool = False
+) -> dict[str, str]:
     """Write `my_engine` into `out`.
 
     Args:
         found: what the notebooks define.
         out: the folder to write it into.
         exercises: the source of one more module, `my_engine.exercises`.
+        even_equal: as for `module_source`.
 
     Returns:
         Each module's source with the package's imports, as the suites judge it.
@@ -249,7 +252,7 @@ def assemble(found: Found, out: Path, exercises: str = "") -> dict[str, str]:
         MineError: as `module_source`; or a folder my_engine that somebody else made.
     """
     modules = parts()
-    sources = {module: module_source(module, found) for module in modules}
+    sources = {module: module_source(module, found, even_equal) for module in modules}
     folder = out / NAME
     if folder.exists() and not (folder / _RECORD).exists():
         raise MineError(f"{folder} is there and not made by this command: move it away")

@@ -19,6 +19,7 @@ from folovllm_lite.mine.notebooks import Found, MineError, is_blank, python
 from folovllm_lite.mine.pieces import adds_to, lines_of, names_of
 
 _PROMPT = "Lily went to the park. Lily went to the"
+_ASKED = "Tim is in the park. Mia is by the lake. Where is Mia?"  # it repeats itself
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _show_serve(engine: ModuleType, serve: Any) -> str:
 def _show_speculate(engine: ModuleType, speculate: Any) -> str:
     """Passes of one greedy text; a guess is what its last two tokens led to before."""
     passes = _Passes(engine)
-    ids = passes.tokenizer.encode(_PROMPT)
+    ids = passes.tokenizer.encode(_ASKED)
     job = passes.job(ids, 48)
     while not job.finished:
         job.step()

@@ -109,6 +109,11 @@ class Found:
     pieces: dict[str, dict[str, Piece]] = field(default_factory=dict)
     cells: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many pieces of each module are the learner's own, for `viz.my_map`."""
+        return {module: len(self.yours(module)) for module in parts()}
+
     def yours(self, module: str) -> dict[str, Piece]:
         """The pieces of a module that are the learner's own."""
         theirs = pieces(source_of(module))

@@ -7,7 +7,7 @@ it is at hand as `viz.<name>`.
 """
 
 from folovllm_lite.viz.configs import draw_memory, size
-from folovllm_lite.viz.course import PARTS, Part, course_map
+from folovllm_lite.viz.course import PARTS, Part, course_map, my_map
 from folovllm_lite.viz.generation import draw_loop, loop_passes
 from folovllm_lite.viz.kv_cache import draw_passes, draw_roofline
 from folovllm_lite.viz.model_loader import draw_file
@@ -52,6 +52,7 @@ __all__ = [
     "draw_token_bytes",
     "draw_transformer",
     "loop_passes",
+    "my_map",
     "next_tokens",
     "sampling_fields",
     "sequence_states",

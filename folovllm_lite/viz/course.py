@@ -1,5 +1,6 @@
 """The map of the course: the engine's parts, and the notebooks that build them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from folovllm_lite.viz.picture import BLUE, GREY, INK, Picture, sheet, svg_of
@@ -7,32 +8,42 @@ from folovllm_lite.viz.picture import BLUE, GREY, INK, Picture, sheet, svg_of
 
 @dataclass(frozen=True)
 class Part:
-    """A box of the engine's map: where it stands, and which notebooks build it."""
+    """A box of the engine's map: where it stands, which notebooks build it, and the
+    modules that it is.
+    """
 
     name: str
     notebooks: tuple[int, ...]
     built: bool
     x: float
     y: float
+    modules: tuple[str, ...]
     width: float = 1.62
 
 
 # The way of a prompt through the engine, row by row. "built" is what the package holds.
 PARTS = (
-    Part("configs", (1,), True, 0.0, 3),
-    Part("model loader", (5,), True, 1.92, 3),
-    Part("GPTQ weights", (15,), False, 3.84, 3),
-    Part("LLM and engine", (9, 10), True, 5.76, 3),
-    Part("prompt to ids", (8,), True, 0.0, 2),
-    Part("sampling params", (2,), True, 1.92, 2),
-    Part("request", (4,), True, 3.84, 2),
-    Part("scheduler", (10, 13), True, 5.76, 2),
-    Part("ids to text", (8,), True, 1.92, 1),
-    Part("sampler", (3,), True, 3.84, 1),
-    Part("transformer", (6,), True, 5.76, 1),
-    Part("paged KV cache", (11, 14), True, 1.92, 0),
-    Part("KV cache", (7,), True, 3.84, 0),
-    Part("attention", (6, 12), True, 5.76, 0),
+    Part("configs", (1,), True, 0.0, 3, ("config", "utils")),
+    Part("model loader", (5,), True, 1.92, 3, ("model_loader",)),
+    Part("GPTQ weights", (15,), True, 3.84, 3, ("gptq",)),
+    Part("LLM and engine", (9, 10), True, 5.76, 3, ("generation", "engine", "llm")),
+    Part("prompt to ids", (8,), True, 0.0, 2, ("processor",)),
+    Part("sampling params", (2,), True, 1.92, 2, ("sampling_params",)),
+    Part("request", (4,), True, 3.84, 2, ("request", "outputs")),
+    Part("scheduler", (10, 13), True, 5.76, 2, ("scheduler",)),
+    Part("ids to text", (8,), True, 1.92, 1, ("processor",)),
+    Part("sampler", (3,), True, 3.84, 1, ("sampler",)),
+    Part("transformer", (6,), True, 5.76, 1, ("qwen3",)),
+    Part(
+        "paged KV cache",
+        (11, 14),
+        True,
+        1.92,
+        0,
+        ("block_manager", "paged", "runner", "prefix_cache"),
+    ),
+    Part("KV cache", (7,), True, 3.84, 0, ("kv_cache",)),
+    Part("attention", (6, 12), True, 5.76, 0, ("attention", "flash")),
 )
 WRITTEN = range(11)  # the notebooks that can be read; the others are planned
 # From, to, and the style of the arrow: one way for what flows, both for what is
@@ -52,6 +63,45 @@ _ARROWS = (
 
 def course_map() -> Picture:
     """The engine's parts, the notebooks that build them, and what exists already."""
+    legend = (
+        (0.0, "blue: in the package now"),
+        (2.4, "dashed: planned"),
+        (4.1, "numbers: its notebooks, planned ones in brackets"),
+    )
+    numbers = [" · ".join(_number(n) for n in part.notebooks) for part in PARTS]
+    picture = _map([part.built for part in PARTS], numbers, legend)
+    text = "\n".join(
+        f"{'■' if part.built else '□'} {part.name:<22} notebooks "
+        + ", ".join(_number(n) for n in part.notebooks)
+        for part in PARTS
+    )
+    return Picture(picture, text)
+
+
+def my_map(yours: Mapping[str, int]) -> Picture:
+    """The same parts, coloured by whose they are.
+
+    Args:
+        yours: module -> how many of its definitions a learner wrote.
+    """
+    counts = [sum(yours.get(module, 0) for module in part.modules) for part in PARTS]
+    words = [f"{count} yours" if count else "the package's" for count in counts]
+    legend = ((0.0, "blue: something in it is yours"), (3.0, "white: the package's"))
+    picture = _map([count > 0 for count in counts], words, legend, dashed=False)
+    text = "\n".join(
+        f"{'■' if count else '□'} {part.name:<22} {said}"
+        for part, count, said in zip(PARTS, counts, words, strict=True)
+    )
+    return Picture(picture, text)
+
+
+def _map(
+    full: Sequence[bool],
+    under: Sequence[str],
+    legend: Sequence[tuple[float, str]],
+    dashed: bool = True,
+) -> str:
+    """The map as SVG: which parts are filled, and what stands under each name."""
     from matplotlib.patches import FancyBboxPatch
 
     figure, axes = sheet((8.2, 4.2), (-0.1, 7.5), (-0.65, 3.85))
@@ -69,34 +119,24 @@ def course_map() -> Picture:
         axes.annotate(
             "", head, tail, arrowprops={"arrowstyle": style, "color": INK, "lw": 1.4}
         )
-    for part in PARTS:
+    for part, filled, words in zip(PARTS, full, under, strict=True):
         axes.add_patch(
             FancyBboxPatch(
                 (part.x, part.y),
                 part.width,
                 height,
                 boxstyle="round,pad=0,rounding_size=0.09",
-                facecolor=BLUE if part.built else "white",
-                edgecolor=BLUE if part.built else GREY,
-                linestyle="-" if part.built else (0, (4, 3)),
+                facecolor=BLUE if filled else "white",
+                edgecolor=BLUE if filled else GREY,
+                linestyle="-" if filled or not dashed else (0, (4, 3)),
                 linewidth=1.4,
             )
         )
-        ink = "white" if part.built else INK
-        middle = part.x + part.width / 2
-        axes.text(
-            middle,
-            part.y + 0.43,
-            part.name,
-            ha="center",
-            va="center",
-            color=ink,
-            size=10,
-        )
-        numbers = " · ".join(_number(n) for n in part.notebooks)
-        axes.text(
-            middle, part.y + 0.18, numbers, ha="center", va="center", color=ink, size=8
-        )
+        ink = "white" if filled else INK
+        middle = {"ha": "center", "va": "center", "color": ink}
+        x = part.x + part.width / 2
+        axes.text(x, part.y + 0.43, part.name, size=10, **middle)
+        axes.text(x, part.y + 0.18, words, size=8, **middle)
     for x, y, words in (
         (0.81, 2.83, "“Once upon a time”"),
         (0.81, 1.33, "“, there was a …”"),
@@ -104,18 +144,9 @@ def course_map() -> Picture:
         axes.text(
             x, y, words, ha="center", va="center", color=INK, size=9, style="italic"
         )
-    for x, words in (
-        (0.0, "blue: in the package now"),
-        (2.4, "dashed: planned"),
-        (4.1, "numbers: its notebooks, planned ones in brackets"),
-    ):
+    for x, words in legend:
         axes.text(x, -0.45, words, color=INK, size=8.5)
-    text = "\n".join(
-        f"{'■' if part.built else '□'} {part.name:<22} notebooks "
-        + ", ".join(_number(n) for n in part.notebooks)
-        for part in PARTS
-    )
-    return Picture(svg_of(figure), text)
+    return svg_of(figure)
 
 
 def _number(notebook: int) -> str:

@@ -129,6 +129,22 @@ def test_any_text_can_be_drawn(text):
         assert not any(c < " " and c not in "\n\t" for c in picture.text)
 
 
+def test_my_map_is_coloured_by_whose_piece_it_is():
+    nothing, some = viz.my_map({}), viz.my_map({"sampler": 2, "outputs": 1, "fast": 9})
+    assert "■" not in nothing.text and nothing.text.count("the package's") == 14
+    blue = [line for line in some.text.splitlines() if "■" in line]
+    assert [line.split()[1] for line in blue] == ["request", "sampler"]
+    assert blue[0].endswith("1 yours") and blue[1].endswith("2 yours")
+    face = f"fill: {viz.BLUE}"
+    assert some.svg.count(face) - nothing.svg.count(face) == 2
+    assert some.svg == viz.my_map({"sampler": 2, "request": 1}).svg
+
+
+def test_every_taught_module_has_its_part_on_the_map():
+    shown = {module for part in viz.PARTS for module in part.modules}
+    assert shown == {module for lesson in COURSE for module in lesson.teaches}
+
+
 def test_the_readmes_picture_is_the_map():
     """`python -m folovllm_lite.viz docs/images/course_map.svg` draws it again."""
     file = ROOT / "docs/images/course_map.svg"
