@@ -112,24 +112,34 @@ def _completions_stay(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "RequestOutput", hint="outputs isn't the only thing in it that somebody else holds"
+    "RequestOutput", hint="outputs isn't the only list in it that somebody else holds"
 )
 def _rest_stays(p: SimpleNamespace) -> None:
-    """The same holds for the list of completions, the prompt's lists and the
-    metrics.
-    """
+    """The same holds for the list of completions and the prompt's lists."""
     completions, prompt = [p.CompletionOutput(0, "", [])], [7, 8]
-    scores, metrics = [None], p.RequestMetrics(5.0)
-    kept = p.RequestOutput("r", None, prompt, completions, False, metrics, scores)
+    scores = [None]
+    kept = p.RequestOutput("r", None, prompt, completions, False, None, scores)
     completions.append(p.CompletionOutput(1, "", []))
     prompt.append(1)
     scores.append({})
-    metrics.finished_time = 9.0
     given = "changed after the output was handed out:"
     expect(f"{given} how many completions", len(kept.outputs), 1)
     expect(f"{given} prompt_token_ids", kept.prompt_token_ids, [7, 8])
-    expect(f"{given} metrics.finished_time", kept.metrics.finished_time, None)
     expect(f"{given} prompt_logprobs", kept.prompt_logprobs, [None])
+
+
+@_SUITE.property(
+    "RequestOutput",
+    hint="the engine goes on writing times into the metrics it gave you",
+)
+def _metrics_stay(p: SimpleNamespace) -> None:
+    """The metrics that were handed out stay as they were."""
+    metrics = p.RequestMetrics(5.0)
+    made = p.CompletionOutput(0, "", [])
+    kept = p.RequestOutput("r", None, [7], [made], False, metrics)
+    metrics.finished_time = 9.0
+    given = "finished_time is set to 9 after the output was handed out: the output's"
+    expect(f"{given} metrics.finished_time", kept.metrics.finished_time, None)
 
 
 @_SUITE.property("RequestOutput", hint="a copy protects both sides, if it is one")

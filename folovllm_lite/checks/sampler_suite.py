@@ -319,6 +319,19 @@ def _min_tokens_rows(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
+    "filter_logits",
+    hint="`/=` and item assignment write into the tensor you were given",
+)
+def _filters_leave_logits(p: SimpleNamespace) -> None:
+    """The logits that come in are read, and never written to."""
+    for row in (_row(temperature=2.0), _row(temperature=2.0, top_k=1, min_p=0.5)):
+        logits = _logits([3, 1])
+        p.filter_logits(logits, [row])
+        given = f"weights [3, 1], temperature 2, top_k {row.params.top_k}: afterwards"
+        expect(given, logits, _logits([3, 1]))
+
+
+@_SUITE.property(
     "filter_logits", hint="penalties act on the raw logits, then comes temperature"
 )
 def _penalties_first(p: SimpleNamespace) -> None:
@@ -377,7 +390,7 @@ def _rows_as_alone(p: SimpleNamespace) -> None:
     alone = [_kept(p.filter_logits(_logits(weights), [_row(**x)]))[0] for x in every]
     for order in ([0, 1], [1, 0], [2, 0], [0, 4, 3], [0, 1, 2, 3, 4]):
         rows = [_row(**every[i]) for i in order]
-        got = p.filter_logits(_logits(weights).expand(len(rows), -1), rows)
+        got = p.filter_logits(_logits(weights).repeat(len(rows), 1), rows)
         given = f"rows of weights {weights} with {[every[i] for i in order]}: kept ids"
         expect(given, _kept(got), [alone[i] for i in order])
 
