@@ -10,6 +10,7 @@ from folovllm_lite.checks.block_manager_suite import block_manager
 from folovllm_lite.checks.config_suite import config
 from folovllm_lite.checks.contexts_suite import contexts
 from folovllm_lite.checks.engine_suite import engine
+from folovllm_lite.checks.flash_exercises_suite import flash_exercises
 from folovllm_lite.checks.flash_suite import flash
 from folovllm_lite.checks.generation_exercises_suite import generation_exercises
 from folovllm_lite.checks.generation_suite import generation
@@ -40,6 +41,7 @@ __all__ = [
     "contexts",
     "engine",
     "flash",
+    "flash_exercises",
     "generation",
     "generation_exercises",
     "gptq",

@@ -8,6 +8,7 @@ it is at hand as `viz.<name>`.
 
 from folovllm_lite.viz.configs import draw_memory, size
 from folovllm_lite.viz.course import PARTS, Part, course_map, my_map
+from folovllm_lite.viz.flash import draw_pieces, draw_tiles, draw_traffic, tile_kinds
 from folovllm_lite.viz.generation import draw_loop, loop_passes
 from folovllm_lite.viz.kv_cache import draw_passes, draw_roofline
 from folovllm_lite.viz.model_loader import draw_file
@@ -47,9 +48,12 @@ __all__ = [
     "draw_memory",
     "draw_next_tokens",
     "draw_passes",
+    "draw_pieces",
     "draw_roofline",
     "draw_rotations",
+    "draw_tiles",
     "draw_token_bytes",
+    "draw_traffic",
     "draw_transformer",
     "loop_passes",
     "my_map",
@@ -57,5 +61,6 @@ __all__ = [
     "sampling_fields",
     "sequence_states",
     "size",
+    "tile_kinds",
     "token_bytes",
 ]
