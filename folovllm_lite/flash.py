@@ -104,9 +104,7 @@ def flash_attention(
 
 # ----- a CPU: Numba
 
-TILE = (
-    256  # tokens of a part: its scores stay in the first cache, its keys in the second
-)
+TILE = 256  # tokens of a part: its keys stay in a core's own cache until all is done
 _SUMS = {"reassoc", "contract", "nsz"}  # sums in any order; NaN and inf stay themselves
 
 
@@ -145,9 +143,8 @@ def _widen(bits):
 
     def half(bits):
         size = np.uint32(np.uint16(bits)) & np.uint32(0x7FFF)
-        number = np.uint32(size << np.uint32(13)).view(np.float32) * np.float32(
-            2.0**112
-        )
+        number = np.uint32(size << np.uint32(13)).view(np.float32)
+        number = number * np.float32(2.0**112)
         if size == 0x7C00:
             number = np.float32(np.inf)
         if size > 0x7C00:
@@ -308,9 +305,8 @@ class Team:
             while True:
                 calls.get()()
 
-        self._threads = [
-            Thread(target=listen, daemon=True) for _ in range(self.helpers)
-        ]
+        count = range(self.helpers)
+        self._threads = [Thread(target=listen, daemon=True) for _ in count]
         for thread in self._threads:
             thread.start()
 
@@ -335,9 +331,8 @@ class NumbaKernels:
         self._slots = slots.numpy()
         self._rows = np.array([row.first for row in rows], np.int64)
         # The tables one after the other, and each row's tiles.
-        self._tables = np.fromiter(
-            chain.from_iterable(r.blocks for r in rows), np.int64
-        )
+        blocks = chain.from_iterable(row.blocks for row in rows)
+        self._tables = np.fromiter(blocks, np.int64)
         starts = accumulate((len(row.blocks) for row in rows), initial=0)
         tiles = [
             (n, table, start, min(start + TILE, row.end))

@@ -98,7 +98,6 @@ UNTAUGHT: dict[str, int | str] = {
     "block_manager": 11,
     "paged": 11,
     "runner": 11,
-    "flash": 12,
     "scheduler.chunk": 13,
     "scheduler.decodes_first": 13,
     "prefix_cache": 14,
