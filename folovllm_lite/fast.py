@@ -5,22 +5,36 @@ read together stand together, in the order in which the machine reads them. They
 parameters, so they can't be trained, and refuse to be copied, edited, moved or saved.
 Nothing here knows where keys and values live.
 
-oneDNN, which PyTorch also calls mkldnn, is Intel's library of kernels for CPUs.
+For a few tokens of a small model even starting an operation takes longer than its work,
+and waiting for a second thread longer still: there a layer is two calls of compiled
+code on one thread, before and after `attend`. oneDNN, which PyTorch also calls mkldnn,
+is Intel's library of kernels for CPUs.
 """
 
 import math
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from folovllm_lite.attention import AttentionContext
-from folovllm_lite.qwen3 import MLP, Attention, Qwen3, RMSNorm, rotate
+from folovllm_lite.flash import compiled
+from folovllm_lite.qwen3 import MLP, Attention, Layer, Qwen3, RMSNorm, rotate
 
-# Weights of at most so many elements stay as they are beside their packed form.
+# Weights of at most so many elements stay as they are beside their packed form,
 _SMALL_WEIGHT = 2**21
+# and with at most so many tokens compiled code reads them once for all: with one token
+# in a quarter of oneDNN's time, with eight in as much.
+_FEW = 8
+# Less than so many multiplications in a row of operations stay on one thread. A second
+# one buys a quarter at most, and waits at the end of each operation for the first:
+# where another program takes its core away, nine tenths are lost.
+_WORTH_SHARING = 10**8
 
 
 @torch.no_grad()
@@ -31,6 +45,8 @@ def prepare(model: Qwen3) -> Qwen3:
     that aren't PyTorch's own (quantized ones) stay as they are.
     """
     _replace(model)
+    if isinstance(model.lm_head, PackedLinear):
+        model.lm_head.alone = True
     return model.eval()
 
 
@@ -46,6 +62,8 @@ def _replace(module: nn.Module) -> None:
 def _faster(layer: nn.Module) -> nn.Module | None:
     """What stands for `layer`, or None for one that is only looked into."""
     kind = type(layer)
+    if kind is Layer:
+        return FastLayer(layer)
     if kind is Attention and _plain(layer.q_proj, layer.k_proj, layer.v_proj):
         return FastAttention(layer)
     if kind is MLP and _plain(layer.gate_proj, layer.up_proj):
@@ -126,46 +144,70 @@ class FastLinear(Prepared):
         self.matrix, self.bias = weight, bias
         # Tells dtype and device, as a layer's weight does, and holds no numbers.
         self.weight = weight.new_empty(0)
+        # The same memory for compiled code, where that is the fastest for few tokens.
+        self.few: tuple[np.ndarray, np.ndarray] | None = None
+        small = weight.dtype == torch.float32 and weight.numel() <= _SMALL_WEIGHT
+        if weight.device.type == "cpu" and small:
+            there = weight.new_empty(0) if bias is None else bias.detach()
+            self.few = weight.contiguous().numpy(), there.numpy()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [..., in] to [..., out]."""
+        """Map x [T, in] to [T, out]."""
+        if self.few is None or len(x) > _FEW:
+            return self.multiply(x)
+        out = x.new_empty(len(x), len(self.few[0]))
+        multiply_few(x.contiguous().numpy(), *self.few, out.numpy())
+        return out
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The same for many tokens."""
         return F.linear(x, self.matrix, self.bias)
 
 
 class PackedLinear(FastLinear):
     """x W^T + b on a CPU, with a weight that is laid out as the machine reads it best.
 
-    There are two ways. Several tokens are multiplied with tiles, which is what oneDNN's
-    kernels want: without them it rearranges the weight in every call, or PyTorch calls
-    another library, which took 1.3 to 4 times as long for 2 to 64 tokens in float32.
-    One token and a small weight are over before oneDNN has begun. There each thread
-    takes a share of the weight's rows, as a batch of products: PyTorch's own product of
-    a row and a small matrix keeps to one thread.
+    Several tokens are multiplied with tiles, which is what oneDNN's kernels want:
+    without them it rearranges the weight in every call, or PyTorch calls another
+    library, which took 1.3 to 4 times as long for 2 to 64 tokens in float32.
     """
+
+    alone = False  # not one of a layer's products, which decides for all of them
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__(weight, bias)
+        self.size = weight.numel()
         weight = weight.contiguous()
         self.matrix = torch.ops.mkldnn._reorder_linear_weight(weight)  # tiles: a copy
-        self.shares: Tensor | None = None  # [threads, in, out / threads]
-        if weight.dtype == torch.float32 and weight.numel() <= _SMALL_WEIGHT:
-            threads = torch.get_num_threads()
-            count = next(n for n in range(threads, 0, -1) if len(weight) % n == 0)
-            self.shares = weight.unflatten(0, (count, -1)).transpose(1, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def multiply(self, x: Tensor) -> Tensor:
         """Map x [T, in] to [T, out]."""
-        T, shares = len(x), self.shares
-        if T == 1 and shares is not None:
-            out = torch.bmm(x.expand(len(shares), 1, -1), shares).view(1, -1)
-            return out if self.bias is None else out + self.bias
+        T = len(x)
         more = padded(T) - T
         if more:
             x = F.pad(x, (0, 0, 0, more))
-        out = torch.ops.mkldnn._linear_pointwise(
-            x, self.matrix, self.bias, "none", [], ""
-        )
+        with threads_for(self.size, T) if self.alone else nullcontext():
+            out = torch.ops.mkldnn._linear_pointwise(
+                x, self.matrix, self.bias, "none", [], ""
+            )
         return out[:T] if more else out
+
+
+@contextmanager
+def threads_for(weights: int, tokens: int) -> Iterator[None]:
+    """One thread inside, if that is enough for so many weights and tokens.
+
+    Reading a weight from memory takes as long as multiplying it a few times.
+    """
+    before = torch.get_num_threads()
+    one = before > 1 and weights * max(tokens, 8) < _WORTH_SHARING
+    if one:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if one:
+            torch.set_num_threads(before)
 
 
 def linear(*layers: nn.Linear) -> FastLinear:
@@ -214,9 +256,12 @@ class FastAttention(Prepared):
         self.qkv_proj = linear(plain.q_proj, plain.k_proj, plain.v_proj)
         self.o_proj = plain.o_proj
         self.qk_norm: nn.Module = nn.Identity()
+        self.norm_of_heads = np.empty((0, self.D), np.float32), np.float32(0)
         if plain.q_norm is not None:
             weights = [plain.q_norm.weight] * Hq + [plain.k_norm.weight] * Hkv
-            self.qk_norm = FastNorm(torch.stack(weights), plain.q_norm.eps)
+            both, eps = torch.stack(weights), plain.q_norm.eps
+            self.qk_norm = FastNorm(both, eps)
+            self.norm_of_heads = both.float().cpu().numpy(), np.float32(eps)
         _replace(self)
 
     def forward(
@@ -244,3 +289,135 @@ class FastMLP(Prepared):
         """Map x [T, E] to [T, E]."""
         gate, up = self.gate_up_proj(x).chunk(2, -1)
         return self.down_proj(F.silu(gate) * up)
+
+
+class FastLayer(Prepared):
+    """`qwen3.Layer` on few threads, and with few tokens in two calls."""
+
+    def __init__(self, plain: Layer):
+        super().__init__()
+        self.size = sum(weight.numel() for weight in plain.parameters())
+        self.on_cpu = plain.input_layernorm.weight.device.type == "cpu"
+        first, second = plain.input_layernorm, plain.post_attention_layernorm
+        self.self_attn, self.mlp = plain.self_attn, plain.mlp
+        self.input_layernorm, self.post_attention_layernorm = first, second
+        _replace(self)
+        self.few: tuple[tuple, tuple] | None = None
+        attention, mlp = self.self_attn, self.mlp
+        if not (type(attention) is FastAttention and type(mlp) is FastMLP):
+            return
+        parts = (
+            attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
+        )  # fmt: skip
+        if all(isinstance(part, FastLinear) and part.few for part in parts):
+            qkv, o, gate_up, down = (part.few for part in parts)
+            self.few = (
+                (*_norm(first), *qkv, *attention.norm_of_heads),
+                (*o, *_norm(second), *gate_up, *down),
+            )
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext
+    ) -> Tensor:
+        """Map x [T, E] to [T, E]."""
+        if self.few and len(x) <= _FEW:
+            return self._few(x.contiguous(), cos, sin, ctx)
+        with threads_for(self.size, len(x)) if self.on_cpu else nullcontext():
+            x = x + self.self_attn(self.input_layernorm(x), cos, sin, ctx)
+            return x + self.mlp(self.post_attention_layernorm(x))
+
+    def _few(
+        self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext
+    ) -> Tensor:
+        before, after = self.few
+        attention, T = self.self_attn, len(x)
+        Hq, both = attention.cuts
+        qk = x.new_empty(T, both, attention.D)
+        v = x.new_empty(T, both - Hq, attention.D)
+        turn = cos.numpy(), sin.numpy()
+        before_attention(x.numpy(), *before, *turn, qk.numpy(), v.numpy())
+        out = ctx.attend(attention.layer, qk[:, :Hq], qk[:, Hq:], v)  # [T, Hq, D]
+        made = torch.empty_like(x)
+        after_attention(
+            out.reshape(T, -1).contiguous().numpy(), x.numpy(), *after, made.numpy()
+        )
+        return made
+
+
+def _norm(plain: RMSNorm) -> tuple[np.ndarray, np.float32]:
+    return plain.weight.detach().numpy(), np.float32(plain.eps)
+
+
+@compiled
+def multiply_few(x, weight, bias, out):
+    """The product x [T, n] W^T + b into out [T, m]; bias [m], or empty for none."""
+    T, n = x.shape
+    for m in range(len(weight)):
+        row = weight[m]  # read from memory for the first token
+        start = bias[m] if len(bias) else np.float32(0)
+        for t in range(T):
+            dot = np.float32(0)
+            for i in range(n):
+                dot += x[t, i] * row[i]
+            out[t, m] = start + dot
+
+
+@compiled
+def norm_few(x, weight, eps, out):
+    """RMSNorm of rows x [T, n] into out [T, n]; weight [n]."""
+    T, n = x.shape
+    for t in range(T):
+        squares = np.float32(0)
+        for i in range(n):
+            squares += x[t, i] * x[t, i]
+        down = np.float32(1) / np.sqrt(squares / np.float32(n) + eps)
+        for i in range(n):
+            out[t, i] = x[t, i] * down * weight[i]
+
+
+@compiled
+def before_attention(x, norm, eps, qkv, bias, weights, head_eps, cos, sin, qk, v):
+    """Norm, the product for q, k and v, the norms of the heads, and the rotation.
+
+    x [T, E]; weights [Hq + Hkv, D] of the heads' norms, or empty; cos, sin [T, 1, D];
+    qk [T, Hq + Hkv, D] and v [T, Hkv, D] are written.
+    """
+    T, H, D = qk.shape
+    normed = np.empty_like(x)
+    norm_few(x, norm, eps, normed)
+    made = np.empty((T, len(qkv)), np.float32)
+    multiply_few(normed, qkv, bias, made)
+    half = D // 2
+    for t in range(T):
+        heads = made[t].reshape(-1, D)
+        if len(weights):
+            for h in range(H):
+                row = heads[h : h + 1]
+                norm_few(row, weights[h], head_eps, row)
+        for h in range(H):
+            for i in range(D):
+                other = heads[h, i + half if i < half else i - half]
+                qk[t, h, i] = heads[h, i] * cos[t, 0, i] + other * sin[t, 0, i]
+        v[t] = heads[H:]
+
+
+@compiled
+def after_attention(
+    attended, x, o, o_bias, norm, eps, gate_up, gate_up_bias, down, down_bias, out
+):
+    """The rest of a layer: o and the MLP, each added to the stream x [T, E]."""
+    T, E = x.shape
+    M = down.shape[1]
+    stream, normed = np.empty_like(x), np.empty_like(x)
+    multiply_few(attended, o, o_bias, stream)
+    stream += x
+    norm_few(stream, norm, eps, normed)
+    both = np.empty((T, 2 * M), np.float32)
+    multiply_few(normed, gate_up, gate_up_bias, both)
+    inner = np.empty((T, M), np.float32)
+    for t in range(T):
+        for i in range(M):
+            gate = both[t, i]
+            inner[t, i] = gate / (np.float32(1) + np.exp(-gate)) * both[t, M + i]
+    multiply_few(inner, down, down_bias, out)
+    out += stream

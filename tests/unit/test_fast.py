@@ -4,6 +4,7 @@ changed without the faster layers knowing of it."""
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -39,14 +40,14 @@ def logits(model, ids):
 
 
 def expect_alike(prepared, plain, atol=1e-4):
-    for length in (1, 2, 9, 40):
+    for length in (1, 2, 8, 9, 40):
         ids = torch.arange(2, 2 + length)
         want = logits(plain, ids)
         torch.testing.assert_close(logits(prepared, ids), want, atol=atol, rtol=0)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("small", [0, 2**21], ids=["tiles", "shares"])
+@pytest.mark.parametrize("small", [0, 2**21], ids=["tiles", "compiled"])
 @pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 @pytest.mark.parametrize("family, changes", FAMILIES, ids=lambda value: str(value)[:40])
 def test_a_prepared_model_gives_the_plain_ones_logits(
@@ -62,6 +63,7 @@ def test_a_prepared_model_gives_the_plain_ones_logits(
 def test_what_a_gpu_runs_gives_them_too(dtype, atol, path, monkeypatch):
     """There nothing is packed, and the norm is PyTorch's."""
     monkeypatch.setattr(fast, "_packs", lambda weight: False)
+    monkeypatch.setattr(fast, "_SMALL_WEIGHT", 0)
     model = fast.prepare(load(path, dtype))
     for norm in (each for each in model.modules() if type(each) is fast.FastNorm):
         norm.on_cpu, n = False, norm.scale.shape[-1]
@@ -146,6 +148,34 @@ def test_linear_layers_of_others_stay(path):
     expect_alike(model, plain)
 
 
+def test_small_work_keeps_to_one_thread():
+    """And who calls has as many afterwards as before, whatever happens inside."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyboardInterrupt), fast.threads_for(600_000, 64):
+            assert torch.get_num_threads() == 1
+            raise KeyboardInterrupt
+        assert torch.get_num_threads() == 2
+        for weights, tokens in ((600_000, 512), (16_000_000, 1)):
+            with fast.threads_for(weights, tokens):
+                assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.no_grad()
+def test_a_row_alone_and_among_others_is_the_same(path):
+    """Compiled code for eight tokens, oneDNN for nine; a text of the last of them."""
+    model = fast.prepare(load(path))
+    for T in (8, 9):
+        ids = torch.arange(5, 5 + T)
+        many = model.model.layers[0].mlp(model.model.embed_tokens(ids))
+        for t in range(T):
+            alone = model.model.layers[0].mlp(model.model.embed_tokens(ids[t : t + 1]))
+            torch.testing.assert_close(alone[0], many[t], atol=1e-5, rtol=0)
+
+
 def test_rows_are_padded_to_few_numbers():
     made = [fast.padded(rows) for rows in range(1, 2049)]
     assert all(0 <= more - rows <= rows / 4 for rows, more in enumerate(made, 1))
@@ -183,5 +213,42 @@ real = fast.FastAttention.__init__
 def test_a_mistake_in_merging_is_seen(mutant, tmp_path, monkeypatch):
     path = make_checkpoint(tmp_path, "qwen3", attention_bias=True)
     monkeypatch.setattr(fast.FastAttention, "__init__", mutant)
+    with pytest.raises(AssertionError):
+        expect_alike(fast.prepare(load(path)), load(path))
+
+
+def turns_backwards(*given):
+    before_attention(*given[:8], -given[8], *given[9:])
+
+
+def every_token_turns_as_the_first(*given):
+    first = [np.repeat(each[:1], len(each), 0) for each in given[7:9]]
+    before_attention(*given[:7], *first, *given[9:])
+
+
+def forgets_the_stream(*given):
+    after_attention(given[0], given[1] * 0, *given[2:])
+
+
+def forgets_the_bias_of_down(*given):
+    after_attention(*given[:9], given[9][:0], given[10])
+
+
+before_attention, after_attention = fast.before_attention, fast.after_attention
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name, mutant",
+    [
+        ("before_attention", turns_backwards),
+        ("before_attention", every_token_turns_as_the_first),
+        ("after_attention", forgets_the_stream),
+        ("after_attention", forgets_the_bias_of_down),
+    ],
+)
+def test_a_mistake_in_compiled_code_is_seen(name, mutant, tmp_path, monkeypatch):
+    path = make_checkpoint(tmp_path, "llama", mlp_bias=True)
+    monkeypatch.setattr(fast, name, mutant)
     with pytest.raises(AssertionError):
         expect_alike(fast.prepare(load(path)), load(path))
