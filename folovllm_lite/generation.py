@@ -148,7 +148,10 @@ class RequestState:
         """
         sequence, builder = self.sequences[index], self.builders[index]
         wanted = self.request.sampling_params.logprobs
-        found = None if wanted is None else self._candidates(chosen, row, wanted)
+        before = (self.request.prompt_token_ids[-8:] + builder.token_ids[-8:])[-8:]
+        found = (
+            None if wanted is None else self._candidates(chosen, row, wanted, before)
+        )
         sequence.add_token_id(token_id)
         builder.append(token_id, logprob, found)
         if self.metrics.first_token_time is None:
@@ -183,13 +186,17 @@ class RequestState:
             count,
         )
         for row in range(len(targets)):
-            found = self._candidates(scored, row, count)
+            before = prompt[max(0, start + row - 8) : start + row]
+            found = self._candidates(scored, row, count, before)
             self.prompt_logprobs.append(found)
 
     def _candidates(
-        self, chosen: SamplerOutput, row: int, count: int
+        self, chosen: SamplerOutput, row: int, count: int, before: list[int]
     ) -> dict[int, Logprob]:
-        """In vLLM's shape: the chosen token first, then the `count` likeliest."""
+        """In vLLM's shape: the chosen token first, then the `count` likeliest.
+
+        The last tokens `before` them may have begun a character that they end.
+        """
         token_id = int(chosen.token_ids[row])
         found = {token_id: (float(chosen.logprobs[row]), int(chosen.ranks[row]))}
         top = zip(
@@ -200,7 +207,7 @@ class RequestState:
         for rank, (token_id, logprob) in enumerate(top, start=1):
             found.setdefault(token_id, (logprob, rank))
         return {
-            token_id: Logprob(logprob, rank, self._texts.text_of(token_id))
+            token_id: Logprob(logprob, rank, self._texts.text_of(token_id, before))
             for token_id, (logprob, rank) in found.items()
         }
 

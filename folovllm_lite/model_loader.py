@@ -8,6 +8,7 @@ set, and what doesn't fit is known from the headers, before a weight is read.
 
 import json
 import os
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from folovllm_lite.config import ModelConfig
+from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.utils import get_device
 
 # The checkpoint that ships with the package.
@@ -30,7 +32,20 @@ _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+# Float8 and the like are floats too, but they need scales that stand elsewhere.
+_FLOATS = (torch.float64, *_DTYPES.values())
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_INDEX = "model.safetensors.index.json"
+# Tables that old exports saved; the model computes them for itself.
+_COMPUTED = ".rotary_emb.inv_freq"
+# No JSON file of a checkpoint, an index of thousands of tensors included, is larger.
+_MOST_JSON = 100_000_000
+# Where tools wrote what they did to the weights before config.json had a place for it.
+_QUANTIZED = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
 # Below this many bytes loading is over before a progress bar could be read.
 _SHOW_PROGRESS = 200_000_000
 
@@ -42,14 +57,21 @@ def resolve_checkpoint(model: str | Path) -> Path:
         FileNotFoundError: no such directory, or a Hub name that can't be downloaded.
             The message says what to do.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
+    name = str(model)
+    try:
+        path = Path(name).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # too long a name, or ~ of a nobody
+        reason = getattr(error, "strerror", None) or error
+        raise FileNotFoundError(
+            f"model {name[:200]!r}: no such directory ({reason})"
+        ) from None
+    if is_folder:
+        if not os.path.lexists(path / "config.json"):
             raise FileNotFoundError(f"{path} is no checkpoint: it has no config.json")
         return path
-    name = str(model)
     looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if path.exists() or not looks_like_hub:
+    if exists or not looks_like_hub:
         raise FileNotFoundError(
             f"model {name!r}: no such directory. Give the directory of a checkpoint "
             "(config.json, *.safetensors, tokenizer.json) or a Hub name like "
@@ -63,27 +85,80 @@ def resolve_checkpoint(model: str | Path) -> Path:
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
         cause = "HF_HUB_OFFLINE is set" if offline else type(error).__name__
         raise FileNotFoundError(
-            f"model {name!r} is not a directory here and could not be had from the "
-            f"Hugging Face Hub ({cause}). On a machine with a network run\n"
-            f"    hf download {name} --local-dir {name.split('/')[1]}\n"
+            f"model {name!r}: there is no directory {name} in the current one, and it "
+            f"could not be had from the Hugging Face Hub ({cause}). On a machine with "
+            f"a network run\n    hf download {name} --local-dir {name.split('/')[1]}\n"
             "copy that directory to this one and pass its path; or use the embedded "
             "model, LLM()"
         ) from None
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a checkpoint directory."""
-    file = path / "config.json"
+def regular(file: Path) -> Path:
+    """The same path, if it is a file that can be read to its end, or a link to one.
+
+    Raises:
+        FileNotFoundError: there is none, or a link leads nowhere.
+        ValueError: a directory, or a pipe, which would keep its reader waiting.
+    """
+    if file.is_file():
+        return file
+    if not file.exists():
+        link = ", but a link to nothing" if file.is_symlink() else ""
+        raise FileNotFoundError(f"{file} is not there{link}")
+    kind = "a directory" if file.is_dir() else "a pipe or a device"
+    raise ValueError(f"{file} is {kind}, where a file belongs")
+
+
+def looks_like(file: Path) -> str:
+    """What a file that can't be understood may be, for the message about it."""
+    with file.open("rb") as opened:
+        start = opened.read(100).lstrip().lower()
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: the file itself is still to be downloaded"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page"
+    return "is it cut off?"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        FileNotFoundError: see `regular`.
+        ValueError: no object, with the file's name and what it looks like.
+    """
+    size = regular(file).stat().st_size
+    if size > _MOST_JSON:
+        raise ValueError(f"{file} has {size:,} bytes, more than any JSON file needs")
     try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path} is no checkpoint: it has no config.json"
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(
+            f"{file} is not valid JSON, {looks_like(file)} {error}"
         ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold an object, got {config!r}")
+    except RecursionError:
+        raise ValueError(f"{file} is not valid JSON: it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{file} must hold an object, got {type(value).__name__} {str(value)[:80]}"
+        )
+    return value
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a checkpoint directory.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_json`; also if it holds nothing.
+    """
+    file = path / "config.json"
+    if not os.path.lexists(file):
+        raise FileNotFoundError(f"{path} is no checkpoint: it has no config.json")
+    config = read_json(file)
+    if not config:
+        raise ValueError(f"{file} holds an empty object: it describes no model")
     return config
 
 
@@ -103,17 +178,86 @@ def eos_token_ids(path: Path, tokenizer: Any) -> tuple[int, ...]:
 
     Those of generation_config.json, else of config.json, and the tokenizer's. Chat
     models often have two, one for the turn and one for the text.
+
+    Raises:
+        ValueError: a file that names anything but token ids.
     """
     found: set[int] = set()
-    for file in ("generation_config.json", "config.json"):
-        if (path / file).is_file():
-            ids = json.loads((path / file).read_text()).get("eos_token_id")
+    for name in ("generation_config.json", "config.json"):
+        if os.path.lexists(path / name):
+            ids = read_json(path / name).get("eos_token_id")
             if ids is not None:
-                found |= set(ids if isinstance(ids, list) else [ids])
+                ids = ids if isinstance(ids, list) else [ids]
+                if any(type(i) is not int or i < 0 for i in ids):
+                    raise ValueError(
+                        f"eos_token_id of {path / name} must be one token id or a "
+                        f"list of them, got {ids!r}"
+                    )
+                found |= set(ids)
                 break
     if tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
     return tuple(sorted(found))
+
+
+def default_sampling_params(path: Path) -> SamplingParams:
+    """What a request means that brings no parameters of its own.
+
+    As in vLLM: temperature, top_k, top_p, min_p, repetition_penalty and max_new_tokens
+    of generation_config.json; the rest is that of `SamplingParams()`.
+
+    Raises:
+        ValueError: values that `SamplingParams` refuses, with the file's name.
+    """
+    file = path / "generation_config.json"
+    if not os.path.lexists(file):
+        return SamplingParams()
+    config = read_json(file)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    given = {name: config[name] for name in names if config.get(name) is not None}
+    if given.get("top_k") == 0:  # this file's way to say that it is off
+        given["top_k"] = -1
+    if config.get("max_new_tokens") is not None:
+        given["max_tokens"] = config["max_new_tokens"]
+    try:
+        return SamplingParams(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def quantization_config(path: Path) -> dict[str, Any] | None:
+    """How the weights of a checkpoint were quantized, or None if they weren't.
+
+    From config.json, or from the file that older tools wrote beside it. The name of
+    the method is always in "quant_method", in small letters.
+    """
+    settings = None
+    if os.path.lexists(path / "config.json"):
+        config = read_json(path / "config.json")
+        settings = config.get("quantization_config") or config.get("compression_config")
+    if settings is None:
+        for name, method in _QUANTIZED.items():
+            if os.path.lexists(path / name):
+                settings = {"quant_method": method, **read_json(path / name)}
+                break
+    if not settings:
+        return None
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"quantization_config of {path} must be an object, got {settings!r}"
+        )
+    method = settings.get("quant_method") or "a method that it doesn't name"
+    return {**settings, "quant_method": str(method).lower()}
+
+
+def refuse_quantized(path: Path) -> None:
+    """Raise a ValueError, with the method's name, if a checkpoint is quantized."""
+    settings = quantization_config(path)
+    if settings:
+        raise ValueError(
+            f"the weights in {path} are quantized ({settings['quant_method']}), and "
+            f"only plain ones can be loaded: {', '.join(_DTYPES)}"
+        )
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -121,26 +265,22 @@ def weight_files(path: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: no weights, or a shard that the index names is missing.
-        ValueError: only pickles, which can run code when they are opened; or several
-            files and no index.
+        ValueError: only pickles, which can run code when they are opened; several files
+            and no index; or an index that is none, or that names a file outside the
+            checkpoint's directory.
     """
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (path / name).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{path}: shards {', '.join(missing)} are missing")
-        return [path / name for name in names]
+    if os.path.lexists(path / _INDEX):
+        return _indexed_files(path)
     found = sorted(path.glob("*.safetensors"))
     if path / "model.safetensors" in found:
-        return [path / "model.safetensors"]
+        return [regular(path / "model.safetensors")]
     if len(found) > 1:
         raise ValueError(
             f"{path} holds {', '.join(file.name for file in found)}, but no index says "
-            "which of them is the model: model.safetensors.index.json is missing"
+            f"which of them is the model: {_INDEX} is missing"
         )
     if found:
-        return found
+        return [regular(found[0])]
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
     if pickles:
         raise ValueError(
@@ -148,6 +288,32 @@ def weight_files(path: Path) -> list[Path]:
             "can run code when opened; convert them to safetensors"
         )
     raise FileNotFoundError(f"{path} holds no weights: no *.safetensors file")
+
+
+def _indexed_files(path: Path) -> list[Path]:
+    """The files that the index in `path` names, each once, in order."""
+    index = path / _INDEX
+    named = read_json(index).get("weight_map")
+    if (
+        not isinstance(named, dict)
+        or not named
+        or not all(isinstance(name, str) for name in named.values())
+    ):
+        raise ValueError(
+            f"{index} must hold a weight_map, from names of tensors to names of files, "
+            f"got {str(named)[:80]}"
+        )
+    names = sorted(set(named.values()))
+    # By the path as it is written: in the Hub's cache each file is a link to another
+    # directory.
+    inside = Path(os.path.abspath(path))
+    for name in names:
+        if not Path(os.path.abspath(path / name)).is_relative_to(inside):
+            raise ValueError(f"{index} names {name!r}, which is outside {path}")
+    missing = [name for name in names if not os.path.lexists(path / name)]
+    if missing:
+        raise FileNotFoundError(f"{path}: shards {', '.join(missing)} are missing")
+    return [regular(path / name) for name in names]
 
 
 def tied_names(wanted: dict[str, Tensor]) -> dict[str, str]:
@@ -177,8 +343,27 @@ def stored_tensors(paths: list[Path]) -> list[tuple[str, Tensor, Path]]:
                     meta = torch.empty(shape, dtype=dtype, device="meta")
                     found.append((name, meta, file))
         except SafetensorError as error:
-            raise ValueError(f"{file} can't be read, is it cut off? {error}") from None
+            raise ValueError(
+                f"{file} is not valid safetensors, {looks_like(file)} {error}"
+            ) from None
     return found
+
+
+def under_our_names(
+    wanted: dict[str, Tensor], stored: list[tuple[str, Tensor, Path]]
+) -> list[tuple[str, Tensor, Path]]:
+    """What `stored_tensors` gives, as the model calls it.
+
+    A checkpoint of the backbone alone has no "model." in front of its names, and old
+    ones hold tables of angles that the model computes for itself: those are left out.
+    """
+    renamed = []
+    for name, tensor, file in stored:
+        if name not in wanted and f"model.{name}" in wanted:
+            name = f"model.{name}"
+        if name in wanted or not name.endswith(_COMPUTED):
+            renamed.append((name, tensor, file))
+    return renamed
 
 
 def misfits(
@@ -201,13 +386,50 @@ def misfits(
         elif tensor.shape != wanted[name].shape:
             shapes = f"{list(tensor.shape)}, not {list(wanted[name].shape)}"
             problems.append(f"misshapen: {name} is {shapes}")
-        elif not tensor.is_floating_point():
-            problems.append(f"wrong dtype: {name} is {tensor.dtype}, not a float")
+        elif tensor.dtype not in _FLOATS:
+            problems.append(f"wrong dtype: {name} is {tensor.dtype}, no plain float")
     needed = wanted.keys() - tied_names(wanted).keys()
-    problems += [f"missing: {name}" for name in needed - seen]
-    # Copying to the meta device does nothing, and says nothing.
-    empty = [name for name, tensor in wanted.items() if tensor.is_meta]
-    return problems + [f"no memory: {name} is on the meta device" for name in empty]
+    return problems + [f"missing: {name}" for name in needed - seen]
+
+
+def check_layers(path: Path, count: int) -> None:
+    """Raise a ValueError unless the weights in `path` are those of `count` layers.
+
+    From the names alone, so that a config with a slip of a few zeros is refused before
+    anybody builds as many layers.
+    """
+    numbers = [
+        int(found[1])
+        for name, _, _ in stored_tensors(weight_files(path))
+        if (found := re.search(r"(?:^|\.)layers\.(\d+)\.", name))
+    ]
+    there = max(numbers, default=-1) + 1
+    if numbers and there != count:
+        raise ValueError(
+            f"num_hidden_layers of {path / 'config.json'} is {count}, but its weights "
+            f"are those of {there} layers"
+        )
+
+
+def check_weights(model: nn.Module, path: Path) -> None:
+    """Raise what `load_weights` would raise, as far as headers tell.
+
+    The model may be on the meta device: it takes no memory to find out that a
+    checkpoint doesn't fit.
+    """
+    refuse_quantized(path)
+    wanted = model.state_dict(keep_vars=True)
+    stored = under_our_names(wanted, stored_tensors(weight_files(path)))
+    _refuse(path, misfits(wanted, stored))
+
+
+def _refuse(path: Path, problems: list[str]) -> None:
+    """Raise one ValueError that lists the problems, if there are any."""
+    if problems:
+        raise ValueError(
+            f"the weights in {path} don't fit the model:\n  "
+            + "\n  ".join(sorted(problems))
+        )
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -220,14 +442,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         FileNotFoundError: see `weight_files`.
         ValueError: one message that lists all tensors that are missing, unexpected,
-            there twice, of another shape or kind, or without memory to hold them; or a
-            file that is cut off.
+            there twice, of another shape or kind, or without memory to hold them; a
+            file that is cut off; or weights that are quantized.
     """
+    refuse_quantized(path)
     wanted = model.state_dict(keep_vars=True)
     tied = tied_names(wanted)
-    stored = stored_tensors(weight_files(path))
+    stored = under_our_names(wanted, stored_tensors(weight_files(path)))
     home = {name: file for name, _, file in stored}
     problems = misfits(wanted, stored)
+    # Copying to the meta device does nothing, and says nothing.
+    empty = [name for name, tensor in wanted.items() if tensor.is_meta]
+    problems += [f"no memory: {name} is on the meta device" for name in empty]
     for name, owner in tied.items():
         if name in home and owner in home:
             dtype = wanted[name].dtype
@@ -236,11 +462,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 problems.append(
                     f"not tied: {name} differs from {owner}, but the config ties them"
                 )
-    if problems:
-        raise ValueError(
-            f"the weights in {path} don't fit the model:\n  "
-            + "\n  ".join(sorted(problems))
-        )
+    _refuse(path, problems)
     size = sum(tensor.nbytes for _, tensor, _ in stored)
     quiet = {"disable": True} if size < _SHOW_PROGRESS else {}
     bar = tqdm(total=size, desc="loading", unit="B", unit_scale=True, **quiet)
@@ -252,9 +474,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _read(home: dict[str, Path], name: str) -> Tensor:
-    """The tensor called `name`, from the file that `home` says."""
+    """The tensor that the model calls `name`, from the file that `home` says."""
     with safe_open(home[name], framework="pt") as tensors:
-        return tensors.get_tensor(name)
+        there = name if name in tensors.keys() else name.removeprefix("model.")
+        return tensors.get_tensor(there)
 
 
 class ModelLoader:
@@ -276,52 +499,92 @@ class ModelLoader:
         The weights are read into memory once (transformers builds on the meta device).
 
         Raises:
-            ValueError: a checkpoint that lacks a tensor of the model or has one too
-                many. transformers by itself would only print a report and leave what
-                is missing random.
+            ValueError: what `load_weights` refuses. transformers by itself would print
+                a report and leave what is missing random.
         """
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         device = get_device(device)
         path = resolve_checkpoint(self.model_config.model)
-        weight_files(path)  # says it better than transformers does
         hf_config = read_config(path)
-        if self.max_model_len is None:
-            self.max_model_len = hf_config.get("max_position_embeddings", 2048)
+        self._check(path, hf_config)
+        trust = {"trust_remote_code": self.model_config.trust_remote_code}
+        config = AutoConfig.from_pretrained(path, **trust)
+        with torch.device("meta"):
+            ghost = AutoModelForCausalLM.from_config(config, **trust)
+        wanted, files = ghost.state_dict(), weight_files(path)
+        stored = under_our_names(wanted, stored_tensors(files))
+        # The others wait: transformers knows more names of a tensor than we do.
+        kinds = ("misshapen", "wrong dtype")
+        _refuse(path, [p for p in misfits(wanted, stored) if p.startswith(kinds)])
+        # By itself it prefers a single file to the index beside it.
+        indexed = (path / _INDEX).is_file()
+        config.transformers_weights = _INDEX if indexed else files[0].name
         model, found = AutoModelForCausalLM.from_pretrained(
             path,
+            config=config,
             dtype=self.model_config.torch_dtype or checkpoint_dtype(hf_config),
-            trust_remote_code=self.model_config.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **trust,
         )
         problems = [f"missing: {name}" for name in found["missing_keys"]]
-        problems += [f"unexpected: {name}" for name in found["unexpected_keys"]]
-        if problems:
-            lines = "\n  ".join(sorted(problems))
-            raise ValueError(f"the weights in {path} don't fit the model:\n  {lines}")
+        problems += [
+            f"unexpected: {name}"
+            for name in found["unexpected_keys"]
+            if not name.endswith(_COMPUTED)
+        ]
+        _refuse(path, problems)
         return model.to(device).eval()
+
+    def _check(self, path: Path, hf_config: dict[str, Any]) -> None:
+        """Refuse what can be refused without `transformers`; settle `max_model_len`."""
+        refuse_quantized(path)
+        layers = hf_config.get("num_hidden_layers")
+        if isinstance(layers, int):
+            check_layers(path, layers)
+        if self.max_model_len is None:
+            self.max_model_len = hf_config.get("max_position_embeddings", 2048)
 
     def load_tokenizer(self) -> Any:
         """The tokenizer, padding on the left and with a pad token.
 
         On the left because generation goes on from the last position: with padding on
         the right a shorter prompt of a batch would go on from its padding.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: one that `transformers` can't load, and which file is to blame.
         """
         from transformers import AutoTokenizer
 
         path = resolve_checkpoint(self.model_config.tokenizer)
         known = ("tokenizer.json", "tokenizer.model", "vocab.json")
-        if not any((path / file).is_file() for file in known):
+        if not any(os.path.lexists(path / file) for file in known):
             raise FileNotFoundError(
                 f"{path} holds no tokenizer: none of {', '.join(known)}"
             )
-        tokenizer = AutoTokenizer.from_pretrained(
-            path,
-            use_fast=self.model_config.tokenizer_mode == "auto",
-            trust_remote_code=self.model_config.trust_remote_code,
-            padding_side="left",
-        )
+        parts = [
+            file
+            for pattern in ("*token*", "*.jinja", "vocab.json", "merges.txt")
+            for file in sorted(path.glob(pattern))
+        ]
+        for file in parts:
+            regular(file)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                path,
+                use_fast=self.model_config.tokenizer_mode == "auto",
+                trust_remote_code=self.model_config.trust_remote_code,
+                padding_side="left",
+            )
+        except Exception as error:  # whatever the libraries raise for a broken file
+            for file in parts:
+                if file.suffix == ".json":
+                    read_json(file)
+            raise ValueError(
+                f"the tokenizer in {path} can't be loaded: {error}"
+            ) from error
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is not None:
                 tokenizer.pad_token = tokenizer.eos_token

@@ -10,7 +10,7 @@ class Logprob:
     Args:
         logprob: natural log of its probability, before any sampling parameter.
         rank: 1 for the likeliest token of the vocabulary.
-        decoded_token: its text alone; half a character shows as U+FFFD.
+        decoded_token: what it adds to the text; "" for half a character.
     """
 
     logprob: float

@@ -8,13 +8,25 @@ and never shows what a stop string takes back later. Neither knows of models or 
 import codecs
 import json
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
 from functools import cached_property
+from os.path import commonprefix
 from typing import Any
 
 from folovllm_lite.outputs import CompletionOutput, Logprob
 from folovllm_lite.sampling_params import SamplingParams
 
 _PROMPT_KEYS = {"prompt", "prompt_token_ids", "cache_salt"}
+# What `InputProcessor.chat` hands to a template itself.
+_CHAT_KEYS = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "tokenize",
+    "tools",
+}
 
 
 class InputProcessor:
@@ -90,17 +102,12 @@ class InputProcessor:
                 raise TypeError(
                     f"cache_salt must be a string that is not empty, got {salt!r}"
                 )
+            _refuse_half_characters("cache_salt", salt or "")
             if "prompt_token_ids" in prompt:
                 return prompt.get("prompt"), self._ids(prompt["prompt_token_ids"])
             prompt = prompt.get("prompt")
         if isinstance(prompt, str):
-            try:
-                prompt.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"the prompt is no valid text: character {error.start} is "
-                    f"{prompt[error.start]!r}, half of a surrogate pair"
-                ) from None
+            _refuse_half_characters("the prompt", prompt)
             return prompt, list(self.tokenizer.encode(prompt))
         if isinstance(prompt, list | tuple):
             return None, self._ids(prompt)
@@ -115,35 +122,135 @@ class InputProcessor:
             raise TypeError(f"prompt_token_ids must be a list of ints, got {ids!r}")
         return list(ids)
 
-    def chat(self, messages: list[dict[str, str]]) -> dict:
+    def chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> dict:
         """A conversation as a prompt for `process`, ready for the assistant's answer.
 
+        Args:
+            messages: each with a role and a content, which is a string, a list of
+                {"type": "text", "text": string}, or None beside tool_calls.
+            chat_template: in Jinja; None is the tokenizer's.
+            add_generation_prompt: open the assistant's turn.
+            continue_final_message: leave the last message open instead.
+            tools: descriptions of functions, for templates that know of them.
+            chat_template_kwargs: what else the template asks for, such as
+                {"enable_thinking": False}.
+
         Raises:
-            TypeError, ValueError: messages without role and content, or no chat
-                template.
+            TypeError: no such messages, tools or arguments.
+            ValueError: no messages, no template, or a template that refuses them, with
+                its words.
         """
         if not isinstance(messages, list) or not messages:
             raise ValueError(f"a conversation is a list of messages, got {messages!r}")
-        for message in messages:
-            if (
-                not isinstance(message, dict)
-                or not {"role", "content"} <= message.keys()
-            ):
-                raise TypeError(
-                    "a message is {'role': 'user', 'content': 'text'}, "
-                    f"got {message!r}"
-                )
-            for name in ("role", "content"):
-                if not isinstance(message[name], str):
-                    raise TypeError(f"{name} must be a string, got {message[name]!r}")
-        if not getattr(self.tokenizer, "chat_template", None):
+        template = chat_template or getattr(self.tokenizer, "chat_template", None)
+        if not template:
             raise ValueError("the tokenizer of this model has no chat template")
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        if add_generation_prompt and continue_final_message:
+            raise ValueError(
+                "continue_final_message goes on with the last message, and "
+                "add_generation_prompt opens a new one: set one of them to False"
+            )
+        if tools is not None and (
+            not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools)
+        ):
+            raise TypeError(f"tools must be a list of objects, got {tools!r}")
+        more = chat_template_kwargs or {}
+        if not isinstance(more, dict) or more.keys() & _CHAT_KEYS:
+            raise TypeError(
+                "chat_template_kwargs must be a dict, without any of "
+                f"{', '.join(sorted(_CHAT_KEYS))}, got {more!r}"
+            )
+        options = {"tools": tools, "chat_template": chat_template, **more}
+        messages = [_message(message) for message in messages]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **{name: value for name, value in options.items() if value is not None},
+            )
+        except Exception as error:  # whatever a template of somebody's runs into
+            raise ValueError(
+                f"the chat template refuses this conversation: {error}"
+            ) from error
+        _refuse_half_characters("the conversation", text)
         # The template writes all special tokens itself: adding one more would be wrong.
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return {"prompt": text, "prompt_token_ids": list(ids)}
+
+
+def _message(message: Any) -> dict[str, Any]:
+    """A message as templates expect it; raises a TypeError for what is none.
+
+    The parts of a content become one text, a line each. The arguments of a tool call,
+    which are JSON in a string, become the object that they describe. Both as in vLLM.
+    """
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise TypeError(
+            f"a message is {{'role': 'user', 'content': 'text'}}, got {message!r}"
+        )
+    content, calls = message.get("content"), message.get("tool_calls")
+    if content is None and calls:
+        content = ""
+    elif isinstance(content, list):
+        content = "\n".join(map(_part, content))
+    if not isinstance(content, str):
+        raise TypeError(
+            f"content must be a string or a list of text parts, got {content!r}"
+        )
+    made = {**message, "content": content}
+    if calls:
+        made["tool_calls"] = [_tool_call(call) for call in calls]
+    return made
+
+
+def _part(part: Any) -> str:
+    """The text of one part of a content."""
+    text = part.get("text") if isinstance(part, dict) else part
+    if isinstance(part, dict) and part.get("type", "text") != "text":
+        raise TypeError(f"this model reads text, no part of type {part['type']!r}")
+    if not isinstance(text, str):
+        raise TypeError(
+            f"a part of a content is {{'type': 'text', 'text': 'text'}}, got {part!r}"
+        )
+    return text
+
+
+def _tool_call(call: Any) -> dict[str, Any]:
+    """A tool call whose arguments are an object."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise TypeError(f"a tool call is {{'function': {{...}}}}, got {call!r}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError as error:
+            raise ValueError(
+                f"the arguments of a tool call must be JSON, got {arguments!r}: {error}"
+            ) from None
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _refuse_half_characters(what: str, text: str) -> None:
+    """Raise a ValueError if half of a surrogate pair stands in `text`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} is no valid text: character {error.start} is "
+            f"{text[error.start]!r}, half of a surrogate pair"
+        ) from None
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -162,9 +269,13 @@ class TokenTexts:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        self.special_ids = frozenset(tokenizer.all_special_ids)
+        # Some are special and have no part of their own, like bos and eos: Llama 3
+        # has 250 of them.
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        others = (i for i, token in added.items() if token.special)
+        self.special_ids = frozenset((*tokenizer.all_special_ids, *others))
         self._bytes: dict[int, bytes] = {}
-        self._decoded: dict[int, str] = {}
+        self._decoded: dict[tuple[bytes, int], str] = {}
 
     @cached_property
     def spelling(self) -> str | None:
@@ -199,12 +310,43 @@ class TokenTexts:
             self._bytes[token_id] = found
         return found
 
-    def text_of(self, token_id: int) -> str:
-        """A token decoded alone, as logprobs show it."""
-        found = self._decoded.get(token_id)
+    def unfinished(self, token_ids: Sequence[int]) -> bytes:
+        """The bytes at the end of tokens that only begin a character; see `bytes_of`.
+
+        A character has at most four bytes, so eight tokens are more than enough.
+        """
+        last = self.bytes_of(token_ids[-1]) if token_ids else b""
+        if last and last[-1] < 0x80:  # nearly always, in English
+            return b""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id in token_ids[-8:]:
+            decoder.decode(self.bytes_of(token_id))
+        return decoder.getstate()[0]
+
+    def text_of(self, token_id: int, before: Sequence[int] = ()) -> str:
+        """What a token adds to the text of those before it, as logprobs show it.
+
+        "" if it is a part of a character; the one that completes the character has all
+        of it. Put side by side, the tokens of a text are the text.
+        """
+        if not self.spelling:
+            return self._difference(token_id, list(before[-5:]))
+        begun = self.unfinished(before)
+        found = self._decoded.get((begun, token_id))
         if found is None:
-            found = self._decoded[token_id] = self.tokenizer.decode([token_id])
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            found = decoder.decode(begun + self.bytes_of(token_id))
+            self._decoded[begun, token_id] = found
         return found
+
+    def _difference(self, token_id: int, before: list[int]) -> str:
+        """The same for a tokenizer that can only decode."""
+        now = self.tokenizer.decode([*before, token_id])
+        if now.endswith("\ufffd"):
+            return ""
+        while before and self.tokenizer.decode(before).endswith("\ufffd"):
+            before = before[:-1]
+        return now[len(self.tokenizer.decode(before)) if before else 0 :]
 
 
 _ALPHABET = _byte_alphabet()
@@ -227,10 +369,8 @@ class ByteDetokenizer:
         self._texts = texts
         self._skip = texts.special_ids if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        # Eight tokens are at least as many bytes, unless skipped: enough for a
-        # character.
-        for token_id in [i for i in prompt_token_ids[-16:] if i not in self._skip][-8:]:
-            self._decoder.decode(texts.bytes_of(token_id))
+        kept = [i for i in prompt_token_ids[-16:] if i not in self._skip]
+        self._decoder.decode(texts.unfinished(kept))
 
     def append(self, token_id: int) -> str:
         """The text that this token completes."""
@@ -298,6 +438,43 @@ class WindowDetokenizer:
         return now[len(before) :]
 
 
+class StopStrings:
+    """The stop strings of a request, sorted: thousands cost about what one does.
+
+    In a sorted list all strings that begin alike stand together, and bisection finds
+    the place: a dozen comparisons for five thousand. Sorted by their ends they answer
+    the other question.
+    """
+
+    def __init__(self, strings: list[str]):
+        self._sorted = sorted(strings)
+        self._turned = sorted(string[::-1] for string in strings)
+        # For each the place of the longest other that it begins with, or -1.
+        self._shorter: list[int] = []
+        open_: list[int] = []
+        for place, string in enumerate(self._turned):
+            while open_ and not string.startswith(self._turned[open_[-1]]):
+                open_.pop()
+            self._shorter.append(open_[-1] if open_ else -1)
+            open_.append(place)
+
+    def goes_on(self, text: str) -> bool:
+        """Whether `text` is the beginning of a stop string, and not all of it."""
+        place = bisect_right(self._sorted, text)  # the first that is greater
+        return place < len(self._sorted) and self._sorted[place].startswith(text)
+
+    def ending(self, text: str) -> str | None:
+        """The longest stop string that `text` ends with, or None."""
+        turned = text[::-1]
+        place = bisect_right(self._turned, turned) - 1
+        # The one that `turned` begins with need not be its neighbour, but the neighbour
+        # begins with it too.
+        alike = len(commonprefix([turned, self._turned[place]])) if place >= 0 else 0
+        while alike and place >= 0 and len(self._turned[place]) > alike:
+            place = self._shorter[place]
+        return self._turned[place][::-1] if alike and place >= 0 else None
+
+
 class OutputBuilder:
     """One completion as it grows: tokens, text, logprobs, and why it ended.
 
@@ -307,6 +484,9 @@ class OutputBuilder:
         params: of the request.
         eos_token_ids: tokens that end the text; ignored with `ignore_eos`.
         max_tokens: after how many tokens it ends at the latest.
+
+    `stop_token_ids` are all tokens that `min_tokens` holds back: as in vLLM also the
+    end of a text that `ignore_eos` ignores.
     """
 
     def __init__(
@@ -325,7 +505,12 @@ class OutputBuilder:
             None if params.logprobs is None else []
         )
         self._params, self._max_tokens = params, max_tokens
-        self._eos = () if params.ignore_eos else eos_token_ids
+        self._eos = frozenset(() if params.ignore_eos else eos_token_ids)
+        self._stop_ids = frozenset(params.stop_token_ids)
+        self.stop_token_ids = tuple(
+            dict.fromkeys((*eos_token_ids, *params.stop_token_ids))
+        )
+        self._stops = StopStrings(params.stop) if params.stop else None
         self._text = ""  # everything decoded
         self._shown = 0  # how much of it no stop string can take back
         skip = params.skip_special_tokens
@@ -336,11 +521,6 @@ class OutputBuilder:
                 texts, prompt_token_ids, skip, params.spaces_between_special_tokens
             )
         )
-
-    @property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        """All tokens that end this completion."""
-        return (*self._eos, *self._params.stop_token_ids)
 
     @property
     def text(self) -> str:
@@ -363,10 +543,10 @@ class OutputBuilder:
         if self._logprobs is not None:
             self._logprobs.append(logprobs)
         may_stop = len(self.token_ids) > params.min_tokens
-        stops = token_id in params.stop_token_ids
-        if may_stop and (stops or token_id in self._eos):
+        ends = token_id in self._eos
+        if may_stop and (ends or token_id in self._stop_ids):
             self.finish_reason = "stop"
-            self.stop_reason = token_id if stops else None
+            self.stop_reason = None if ends else token_id
             shows = params.include_stop_str_in_output
             new = self._detokenizer.append(token_id) if shows else ""
         else:
@@ -379,20 +559,28 @@ class OutputBuilder:
             self._write(new, may_stop)
 
     def _write(self, new: str, may_stop: bool) -> None:
-        """Add decoded text, stop at a stop string, and settle how much may be shown."""
+        """Add decoded text, stop at a stop string, and settle how much may be shown.
+
+        One character after the other, so that it doesn't matter how the text was cut
+        into tokens: the stop string that is complete first counts, and of several that
+        end together the longest. Not shown is the longest end that goes on in a stop
+        string; so whatever is complete began there.
+        """
         start = len(self._text)
         self._text += new
-        stops = self._params.stop
-        if stops and may_stop:
-            match = find_stop(self._text, stops, start)
-            if match:
-                begin, end, self.stop_reason = match
-                self.finish_reason = "stop"
-                keep = end if self._params.include_stop_str_in_output else begin
-                self._text = self._text[:keep]
-        self._shown = len(self._text)
-        if stops and not self.finish_reason:
-            self._shown -= held_back(self._text, stops)
+        for end in range(start + 1, len(self._text) + 1) if self._stops else ():
+            stop = self._stops.ending(self._text[self._shown : end])
+            if stop and may_stop:
+                self.finish_reason, self.stop_reason = "stop", stop
+                keeps = self._params.include_stop_str_in_output
+                self._text = self._text[: end if keeps else end - len(stop)]
+                break
+            while self._shown < end and not self._stops.goes_on(
+                self._text[self._shown : end]
+            ):
+                self._shown += 1
+        if self.finish_reason or not self._stops:
+            self._shown = len(self._text)
 
     def output(self, index: int) -> CompletionOutput:
         """The completion so far, with lists of its own."""
@@ -405,28 +593,3 @@ class OutputBuilder:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )
-
-
-def find_stop(text: str, stops: list[str], start: int) -> tuple[int, int, str] | None:
-    """The stop string that is complete first: (begin, end, string), or None.
-
-    Only matches that end after `start` count: what stands before was looked at already.
-    First means first to end, and of two that end together the one that begins earlier.
-    So the answer doesn't depend on how the text was cut into tokens.
-    """
-    best = None
-    for stop in stops:
-        begin = text.find(stop, max(0, start - len(stop) + 1))
-        if begin != -1:
-            candidate = (begin + len(stop), begin, stop)
-            best = candidate if best is None else min(best, candidate)
-    return best and (best[1], best[0], best[2])
-
-
-def held_back(text: str, stops: list[str]) -> int:
-    """How many characters at the end of `text` could begin a stop string."""
-    longest = max((len(stop) for stop in stops), default=0)
-    for count in range(min(len(text), longest - 1), 0, -1):
-        if any(stop.startswith(text[-count:]) for stop in stops):
-            return count
-    return 0

@@ -1,8 +1,10 @@
 """What has to be true of text that goes in and text that comes out (notebook 08)."""
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
+from time import thread_time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,14 +13,26 @@ from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 from folovllm_lite.outputs import Logprob
 from folovllm_lite.sampling_params import SamplingParams
 
-_SUITE = processor = Suite(
+class _Processor(Suite):
+    """A suite that also knows `write`, a method alone."""
+
+    def run(self, pieces: Any = None, /, **named: Any) -> None:
+        """Judge `write` as the method `_write` of the package's OutputBuilder."""
+        if "write" in named:
+            methods = {"_write": named.pop("write")}
+            named["OutputBuilder"] = type("Yours", (package.OutputBuilder,), methods)
+        super().run(pieces, **named)
+
+
+_SUITE = processor = _Processor(
     package,
     """Judge InputProcessor, TokenTexts, ByteDetokenizer, WindowDetokenizer,
-    OutputBuilder, find_stop and held_back, or some of them.
+    StopStrings and OutputBuilder, or some of them.
 
-    `checks.processor(held_back=mine)` judges one function, `checks.processor(module)`
-    all of a module. The exercises of notebook 08 are judged as `predict_news`, `ready`
-    and `hide`.
+    `checks.processor(StopStrings=Mine)` judges one class, `checks.processor(module)`
+    all of a module. `write` is judged as the method `_write` of the package's
+    OutputBuilder, and the exercises of notebook 08 as `predict_news`, `ready` and
+    `hide`.
     """,
 )
 
@@ -38,10 +52,22 @@ class _Letters:
         return [0, *joined] if add_special_tokens else joined
 
     def apply_chat_template(
-        self, messages: list, tokenize: bool = True, add_generation_prompt: bool = False
+        self,
+        messages: list,
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        **more: Any,
     ) -> Any:
+        if messages[0]["role"] == "nobody":
+            raise RuntimeError("no such role")  # as raise_exception of a template does
         text = "<s>" + "".join(f"{m['role']}:{m['content']};" for m in messages)
+        if continue_final_message:
+            text = text.removesuffix(";")
         text += "assistant:" if add_generation_prompt else ""
+        text += "".join(f" {name}={more[name]}" for name in sorted(more))
+        calls = [call for m in messages for call in m.get("tool_calls") or ()]
+        text += "".join(f" call {c['function']['arguments']}" for c in calls)
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
 
@@ -50,6 +76,7 @@ class _Pieces:
 
     def __init__(self, pieces: list[bytes], special: tuple[int, ...] = ()):
         self.pieces, self.all_special_ids = pieces, list(special)
+        self.added_tokens_decoder: dict[int, Any] = {}
         self.backend_tokenizer = SimpleNamespace(decoder=type("ByteLevel", (), {})())
         alphabet = package._byte_alphabet()  # noqa: SLF001
         self._letter = {byte: char for char, byte in alphabet.items()}
@@ -236,13 +263,70 @@ def _no_chat(p: SimpleNamespace) -> None:
         ([{"content": "a"}], TypeError),
         (["a"], TypeError),
         ([{"role": "user", "content": None}], TypeError),
+        ([{"role": "user", "content": 5}], TypeError),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], TypeError),
     ):
         call = lambda messages=messages: given.chat(messages)  # noqa: E731
         expect_error(f"chat({messages!r})", call, error)
     bare = _Letters()
     bare.chat_template = None
     call = lambda: _input(p, bare).chat([good])  # noqa: E731
-    expect_error("a tokenizer without chat template", call, ValueError, "template")
+    expect_error("a tokenizer without chat template", call, ValueError)
+    call = lambda: given.chat([{**good, "content": "a\ud83d"}])  # noqa: E731
+    expect_error("chat([user: 'a\\ud83d'])", call, ValueError)
+
+
+@_SUITE.property(
+    "InputProcessor", hint="what does the template know of a part, or of None?"
+)
+def _contents(p: SimpleNamespace) -> None:
+    """A content may be a list of text parts, a line each, or None beside tool calls."""
+    given, text = _input(p), {"type": "text", "text": "a"}
+    call = {"function": {"name": "f", "arguments": '{"x": 1}'}}
+    for message, wanted in (
+        ({"role": "user", "content": [text]}, "user:a;"),
+        ({"role": "user", "content": [text, {"type": "text", "text": "b"}]},
+         "user:a\nb;"),
+        ({"role": "assistant", "content": None, "tool_calls": [call]}, "assistant:;"),
+    ):  # fmt: skip
+        made = given.chat([message])["prompt"]
+        _expect_text(f"chat([{message}]): prompt", made[3 : 3 + len(wanted)], wanted)
+    expect("the caller's call, afterwards", call["function"]["arguments"], '{"x": 1}')
+    got = given.chat([message])["prompt"].partition(" call ")[2]
+    _expect_text("arguments '{\"x\": 1}' as the template sees them", got, "{'x': 1}")
+
+
+@_SUITE.property(
+    "InputProcessor", hint="hand it on: apply_chat_template takes them all"
+)
+def _chat_options(p: SimpleNamespace) -> None:
+    """The options of vLLM reach the template; two that contradict each other don't."""
+    user = [{"role": "user", "content": "a"}]
+    given, tools = _input(p), [{"name": "f"}]
+    for options, wanted in (
+        ({"add_generation_prompt": False}, "<s>user:a;"),
+        ({"add_generation_prompt": False, "continue_final_message": True},
+         "<s>user:a"),
+        ({"chat_template": "x"}, "<s>user:a;assistant: chat_template=x"),
+        ({"tools": tools}, f"<s>user:a;assistant: tools={tools}"),
+        ({"chat_template_kwargs": {"enable_thinking": False}},
+         "<s>user:a;assistant: enable_thinking=False"),
+    ):  # fmt: skip
+        shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        got = given.chat(user, **options)["prompt"]
+        _expect_text(f"chat([user: 'a'], {shown}): prompt", got, wanted)
+    call = lambda: given.chat(user, continue_final_message=True)  # noqa: E731
+    expect_error("chat([user: 'a'], continue_final_message=True)", call, ValueError)
+
+
+@_SUITE.property(
+    "InputProcessor", hint="a template is somebody's program: it may raise"
+)
+def _refusing_template(p: SimpleNamespace) -> None:
+    """What the template refuses is a ValueError with its words."""
+    call = lambda: _input(p).chat([{"role": "nobody", "content": "a"}])  # noqa: E731
+    given = "a template that raises 'no such role'"
+    expect_error(given, call, ValueError, "no such role")
 
 
 # ----- TokenTexts
@@ -265,12 +349,46 @@ def _bytes(p: SimpleNamespace) -> None:
     tokenizer.convert_ids_to_tokens = lambda _: "<龙>"
     texts = p.TokenTexts(tokenizer)
     expect("bytes_of the added token <龙>", texts.bytes_of(0), "<龙>".encode())
-    expect("special_ids", sorted(texts.special_ids), [1])
-    expect(
-        "text_of an unfinished character",
-        p.TokenTexts(_Pieces([b"\xe9"])).text_of(0),
-        "�",
-    )
+
+
+@_SUITE.property(
+    "TokenTexts", hint="bos and eos are named; added_tokens_decoder holds the others"
+)
+def _special_ids(p: SimpleNamespace) -> None:
+    """Special is what the tokenizer names so, and every added token that says so."""
+    tokenizer = _Pieces([b"a", b"b", b"c", b"d"], special=(1,))
+    expect("all_special_ids [1]", sorted(p.TokenTexts(tokenizer).special_ids), [1])
+    tokenizer.added_tokens_decoder = {
+        1: SimpleNamespace(special=True),
+        2: SimpleNamespace(special=True),
+        3: SimpleNamespace(special=False),
+    }
+    given = "all_special_ids [1]; added: 1 and 2 special, 3 not"
+    expect(given, sorted(p.TokenTexts(tokenizer).special_ids), [1, 2])
+
+
+@_SUITE.property(
+    "TokenTexts", hint="which bytes did the tokens before it leave unfinished?"
+)
+def _text_of(p: SimpleNamespace) -> None:
+    """A token's text is what it adds to those before it: "" for a part of a character,
+    all of it for the last part.
+    """
+    for pieces in ([b"a", b"b"], [b"\xe9", b"\xbe", b"\x99"], *_streams(40)):
+        texts = p.TokenTexts(_Pieces(pieces))
+        before = ""
+        for i in range(len(pieces)):
+            data = b"".join(pieces[: i + 1])
+            now = data.decode("utf-8", "ignore")
+            given = f"{_show(pieces)}: text_of({i}, {list(range(i))})"
+            _expect_text(given, texts.text_of(i, list(range(i))), now[len(before) :])
+            before = now
+    texts = p.TokenTexts(_Pieces([b"\xe9\xbe", b"\x99", b"a"]))
+    _expect_text("e9 be | 99 | 'a': text_of(1), alone", texts.text_of(1), "�")
+    _expect_text("e9 be | 99 | 'a': text_of(1, [0])", texts.text_of(1, [0]), "龙")
+    texts = p.TokenTexts(_Spaced())
+    _expect_text("once upon a time: text_of(3, [0, 1])", texts.text_of(3, [0, 1]),
+                 " time")  # fmt: skip
 
 
 @_SUITE.property(
@@ -283,7 +401,7 @@ def _fallback(p: SimpleNamespace) -> None:
     steps = [{"type": kind} for kind in ("Replace", "ByteFallback", "Fuse", "Strip")]
     backend = SimpleNamespace(
         decoder=type("Sequence", (), {})(),
-        to_str=lambda: package.json.dumps({"decoder": {"decoders": steps}}),
+        to_str=lambda: json.dumps({"decoder": {"decoders": steps}}),
     )
     tokens = ["<0xE4>", "\u2581once", "龙", "<0xZZ>"]
     tokenizer = SimpleNamespace(
@@ -446,39 +564,43 @@ def _window_spaces(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "find_stop", hint="compare where the matches end, and only then where they begin"
+    "StopStrings",
+    hint="a stop string that is all there goes on no more: how long is it?",
 )
-def _first_stop(p: SimpleNamespace) -> None:
-    """The stop string that is complete first wins; of two together the one that began
-    earlier.
-    """
-    for text, stops, start, wanted in (
-        ("abcd", ["b"], 0, (1, 2, "b")),
-        ("abcd", ["cd", "bc"], 0, (1, 3, "bc")),
-        ("abcd", ["cd", "bcd"], 0, (1, 4, "bcd")),
-        ("abcd", ["abcd", "bc"], 0, (1, 3, "bc")),  # began later, complete first
-        ("abcd", ["x"], 0, None),
-        ("abab", ["ab"], 2, (2, 4, "ab")),  # the first ended before start
-        ("aENDb", ["END"], 3, (1, 4, "END")),  # begins before start, ends behind it
-        ("aENDb", ["END"], 4, None),
-        ("abcd", [], 0, None),
-    ):
-        got = p.find_stop(text, stops, start)
-        expect(f"find_stop({text!r}, {stops}, {start})", got, wanted)
+def _goes_on(p: SimpleNamespace) -> None:
+    """Method goes_on tells the beginning of a stop string, and all of one is none."""
+    for stops, text, wanted in (
+        (["ab"], "a", True), (["ab"], "ab", False), (["ab"], "b", False),
+        (["ab"], "", True), (["ab", "abc"], "ab", True), (["b", "ab"], "a", True),
+        (["b", "d"], "c", False), (["b", "a"], "z", False), (["aa", "ac"], "ab", False),
+    ):  # fmt: skip
+        got = p.StopStrings(stops).goes_on(text)
+        expect(f"StopStrings({stops}).goes_on({text!r})", got, wanted)
 
 
 @_SUITE.property(
-    "held_back", hint="the longest end of the text that is a beginning of a stop string"
+    "StopStrings", hint="turned around, an end is a beginning: who stands just before?"
 )
-def _held(p: SimpleNamespace) -> None:
-    """Held back is the longest end of the text that could begin a stop string."""
-    for text, stops, wanted in (
-        ("a", [], 0), ("a", ["b"], 0), ("a", ["ab"], 1), ("ab", ["abc"], 2),
-        ("xaab", ["abc"], 2), ("aaa", ["aab"], 2), ("abx", ["abc"], 0),
-        ("xa", ["ab", "xay"], 2), ("", ["ab"], 0),
+def _ending(p: SimpleNamespace) -> None:
+    """Method ending gives the longest stop string that a text ends with, or None."""
+    for stops, text, wanted in (
+        (["b"], "ab", "b"), (["b"], "ba", None), (["b"], "", None),
+        (["b", "ab"], "ab", "ab"), (["ab", "b"], "cb", "b"), (["ab"], "b", None),
+        (["a", "bba"], "ba", "a"), (["a", "cba", "dcba"], "xba", "a"),
+        (["x", "xx"], "axx", "xx"), (["cd", "bcd"], "abcd", "bcd"),
     ):  # fmt: skip
-        got = p.held_back(text, stops)
-        expect(f"held_back({text!r}, {stops})", got, wanted)
+        got = p.StopStrings(stops).ending(text)
+        expect(f"StopStrings({stops}).ending({text!r})", got, wanted)
+    rng = random.Random(4)
+    for number in range(300):
+        stops = ["".join(rng.choices("ab", k=rng.randint(1, 5))) for _ in range(5)]
+        text = "".join(rng.choices("ab", k=number // 50))
+        ends = [stop for stop in stops if text.endswith(stop)]
+        begun = any(stop.startswith(text) and stop != text for stop in stops)
+        made = p.StopStrings(stops)
+        wanted = [max(ends, key=len, default=None), begun]
+        given = f"StopStrings({stops}), {text!r}: ending, goes_on"
+        expect(given, [made.ending(text), made.goes_on(text)], wanted)
 
 
 def _naive(text: str, stops: list[str], include: bool) -> str:
@@ -490,12 +612,85 @@ def _naive(text: str, stops: list[str], include: bool) -> str:
     return text
 
 
+@_SUITE.property("OutputBuilder", hint="nothing waits if there are no stop strings")
+def _plain_text(p: SimpleNamespace) -> None:
+    """Without stop strings all characters that are complete are shown at once."""
+    for pieces, wanted in (
+        ([b"a"], ["a"]),
+        ([b"a", b"b"], ["a", "ab"]),
+        ([b"\xe9\xbe", b"\x99E", b"."], ["", "龙E", "龙E."]),
+    ):
+        shown = _run(p, pieces)[1]
+        expect(f"{_show(pieces)}: shown after each token", shown, wanted)
+
+
+def _expect_end(p: SimpleNamespace, pieces: list[bytes], wanted: Any, **more: Any):
+    """Compare text, number of tokens, finish_reason and stop_reason."""
+    made = _run(p, pieces, **more)[0].output(0)
+    got = (made.text, len(made.token_ids), made.finish_reason, made.stop_reason)
+    given = ", ".join([_show(pieces), *(f"{k}={v!r}" for k, v in more.items())])
+    expect(f"{given}: text, tokens, finish_reason, stop_reason", got, wanted)
+
+
+_END = [b"a", b"<end>", b"b"]
+
+
+@_SUITE.property("OutputBuilder", hint="the end token is silent, and it counts")
+def _end_token(p: SimpleNamespace) -> None:
+    """An end token leaves no text and no stop_reason; ignore_eos goes on past it."""
+    _expect_end(p, _END, ("a", 2, "stop", None), eos=(1,))
+    _expect_end(p, _END, ("a<end>b", 3, "length", None), eos=(1,), ignore_eos=True)
+
+
+@_SUITE.property("OutputBuilder", hint="which token was it? and may its text be seen?")
+def _stop_token(p: SimpleNamespace) -> None:
+    """A stop token is the stop_reason; its text is left out unless it is asked for."""
+    _expect_end(p, _END, ("a", 2, "stop", 1), stop_token_ids=[1])
+    more = {"stop_token_ids": [1], "include_stop_str_in_output": True}
+    _expect_end(p, _END, ("a<end>", 2, "stop", 1), **more)
+
+
+@_SUITE.property(
+    "OutputBuilder", hint="the token is both: in vLLM the end of the text comes first"
+)
+def _both_ends(p: SimpleNamespace) -> None:
+    """An end token among stop_token_ids is an end; under ignore_eos a stop token."""
+    more = {"eos": (1,), "stop_token_ids": [1]}
+    _expect_end(p, _END, ("a", 2, "stop", None), **more)
+    _expect_end(p, _END, ("a", 2, "stop", 1), **more, ignore_eos=True)
+
+
+@_SUITE.property(
+    "OutputBuilder", hint="two reasons for one token: which is looked at last?"
+)
+def _last_allowed(p: SimpleNamespace) -> None:
+    """max_tokens ends it for length, unless its last token is an end or a stop."""
+    _expect_end(p, _END, ("a", 1, "length", None), max_tokens=1)
+    _expect_end(p, _END, ("a", 2, "stop", None), max_tokens=2, eos=(1,))
+    _expect_end(p, _END, ("a", 2, "stop", 1), max_tokens=2, stop_token_ids=[1])
+    _expect_end(p, _END, ("a<end>", 3, "stop", "b"), max_tokens=3, stop="b")
+
+
+@_SUITE.property(
+    "OutputBuilder", hint="the detokenizer may hold some bytes: ask it at every end"
+)
+def _dropped(p: SimpleNamespace) -> None:
+    """A character that nobody finishes is shown as U+FFFD, whatever ends the text."""
+    pieces = [b"a", b"\xe9\xbe", b"<end>"]
+    _expect_end(p, pieces, ("a�", 2, "length", None), max_tokens=2)
+    _expect_end(p, pieces, ("a�", 3, "stop", None), eos=(2,))
+    _expect_end(p, pieces, ("a�", 3, "stop", 2), stop_token_ids=[2])
+
+
 @_SUITE.property(
     "OutputBuilder",
-    hint="look at the text and not at a token, from where the new text can matter",
+    hint="after each character: is a stop string complete? then what can still go on?",
 )
 def _stops(p: SimpleNamespace) -> None:
     """A stop string ends the text at the same place wherever the tokens are cut."""
+    _expect_end(p, [b"a", b"b"], ("a", 2, "stop", "b"), stop="b")
+    _expect_end(p, [b"abcd"], ("a", 1, "stop", "bc"), stop=["bcd", "bc"])
+    _expect_end(p, [b"abcd"], ("a", 1, "stop", "bcd"), stop=["cd", "bcd"])
     rng = random.Random(3)
     for number in range(240):
         text = "".join(rng.choices("ab从", k=1 + number // 12))
@@ -516,39 +711,21 @@ def _grows(p: SimpleNamespace) -> None:
         ([b"a", b"b"], ["a", "ab"]),
         ([b"a E", b"N", b"X"], ["a ", "a ", "a ENX"]),
         ([b"a E", b"N", b"D!"], ["a ", "a ", "a "]),
-        ([b"a E", b"N"], ["a ", "a EN"]),  # the end lets go of it
         ([b"EE", b"ND"], ["E", "E"]),
         ([b"\xe9\xbe", b"\x99E", b"."], ["", "龙", "龙E."]),
     ):
         shown = _run(p, pieces, stop="END")[1]
         expect(f"{_show(pieces)}, stop='END': shown after each token", shown, wanted)
+    shown = _run(p, [b"aab", b"c", b"d"], stop=["abx", "bcy"])[1]
+    given = "'aab' | 'c' | 'd', stop=['abx', 'bcy']: shown after each token"
+    expect(given, shown, ["a", "aa", "aabcd"])
 
 
-@_SUITE.property(
-    "OutputBuilder", hint="the end token is silent; a stop token is named; both count"
-)
-def _ends(p: SimpleNamespace) -> None:
-    """An end token leaves no text and no stop_reason, a stop token its id, a stop
-    string itself.
-    """
-    pieces = [b"a", b"<end>", b"b"]
-    for more, wanted in (
-        ({"eos": (1,)}, ("a", 2, "stop", None)),
-        ({"stop_token_ids": [1]}, ("a", 2, "stop", 1)),
-        ({"stop": "b"}, ("a<end>", 3, "stop", "b")),
-        ({"eos": (1,), "ignore_eos": True}, ("a<end>b", 3, "length", None)),
-        (
-            {"stop_token_ids": [1], "include_stop_str_in_output": True},
-            ("a<end>", 2, "stop", 1),
-        ),
-        ({"max_tokens": 1}, ("a", 1, "length", None)),
-    ):
-        made = _run(p, pieces, **more)[0].output(0)
-        got = (made.text, len(made.token_ids), made.finish_reason, made.stop_reason)
-        given = f"{_show(pieces)}, {', '.join(f'{k}={v!r}' for k, v in more.items())}"
-        expect(f"{given}: text, tokens, finish_reason, stop_reason", got, wanted)
-    made = _run(p, [b"a", b"\xe9\xbe"])[0]
-    expect("'a' | e9 be, then max_tokens: text", made.text, "a�")
+@_SUITE.property("OutputBuilder", hint="nothing can be taken back any more: who waits?")
+def _lets_go(p: SimpleNamespace) -> None:
+    """At the end, whatever ends it, all that waited is shown."""
+    _expect_end(p, [b"a E", b"N"], ("a EN", 2, "length", None), stop="END")
+    _expect_end(p, [b"a E", b"!"], ("a E", 2, "stop", None), stop="END", eos=(1,))
 
 
 @_SUITE.property(
@@ -556,14 +733,85 @@ def _ends(p: SimpleNamespace) -> None:
 )
 def _min_tokens(p: SimpleNamespace) -> None:
     """Neither a token nor a string ends a text within its first min_tokens."""
-    made = _run(p, [b"x", b"y", b"x", b"y"], stop=["y"], min_tokens=2)[0]
-    got = (made.text, len(made.token_ids), made.finish_reason)
-    given = "'x' | 'y' | 'x' | 'y', stop='y', min_tokens=2"
-    expect(f"{given}: text, tokens, finish_reason", got, ("xyx", 4, "stop"))
-    made = _run(p, [b"x", b"e", b"e"], eos=(1, 2), min_tokens=2)[0]
-    got = (made.text, len(made.token_ids), made.finish_reason)
-    given = "'x' | end | end, min_tokens=2"
-    expect(f"{given}: text, tokens, finish_reason", got, ("xe", 3, "stop"))
+    pieces = [b"x", b"y", b"x", b"y"]
+    _expect_end(p, pieces, ("xyx", 4, "stop", "y"), stop=["y"], min_tokens=2)
+    pieces = [b"x", b"e", b"e"]
+    _expect_end(p, pieces, ("xe", 3, "stop", None), eos=(1, 2), min_tokens=2)
+    pieces = [b"a", b"b", b"c", b"d"]
+    more = {"stop": ["ab", "bcd"], "min_tokens": 2}
+    _expect_end(p, pieces, ("a", 4, "stop", "bcd"), **more)
+
+
+@_SUITE.property(
+    "OutputBuilder", hint="min_tokens promises text: under ignore_eos too, as in vLLM"
+)
+def _banned(p: SimpleNamespace) -> None:
+    """stop_token_ids are all that min_tokens holds back, each once, ends among them."""
+    for ignore in (False, True):
+        params = SamplingParams(stop_token_ids=[7, 1], ignore_eos=ignore)
+        texts = p.TokenTexts(_Pieces([b"a"]))
+        made = p.OutputBuilder(texts, [], params, (1, 2), 9)
+        given = f"eos_token_ids (1, 2), stop_token_ids [7, 1], ignore_eos={ignore}"
+        expect(f"{given}: stop_token_ids", sorted(made.stop_token_ids), [1, 2, 7])
+
+
+_MANY = (
+    ("5,000 strings", [f"no. {i}!" for i in range(5000)]),
+    ("200 of 5,000 characters", [chr(200 + i) + "t" * 5000 for i in range(200)]),
+)
+
+
+def _hold_nobody_up(what: str, calls: Callable[[list[str]], Iterator[Any]]) -> None:
+    """Fail unless many stop strings take less than 40 times as long as one.
+
+    Args:
+        what: is called.
+        calls: does it bit by bit with some stop strings, as a generator, so that what
+            takes too long ends early.
+    """
+
+    def seconds(stops: list[str], most: float = 10) -> float:
+        doing = calls(stops)
+        next(doing)  # what is done once for a request may take longer
+        began, took = thread_time(), 0.0
+        for _ in doing:
+            took = thread_time() - began
+            if took > most:
+                break
+        return took
+
+    most = 40 * max(min(seconds(["END"]) for _ in range(3)), 1e-4)
+    for given, stops in _MANY:
+        if all(seconds(stops, most) > most for _ in range(3)):
+            fail(f"{what}, {given}", "over 40 times the time of one", "less")
+
+
+@_SUITE.property("StopStrings", hint="a sorted list needn't be read from its start")
+def _many_strings(p: SimpleNamespace) -> None:
+    """Thousands of strings, or very long ones, take it hardly longer than one."""
+
+    def calls(stops: list[str]) -> Iterator[None]:
+        made = p.StopStrings(stops)
+        yield
+        for text in ("i", "no", "no. 4", "tt", "it is") * 20:
+            yield made.goes_on(text), made.ending(text)
+
+    _hold_nobody_up("100 times goes_on and ending", calls)
+
+
+@_SUITE.property("OutputBuilder", hint="how much of the text does a new token look at?")
+def _many_stops(p: SimpleNamespace) -> None:
+    """Nor do they hold up the text."""
+    pieces = [b"it is, "] * 100
+
+    def calls(stops: list[str]) -> Iterator[None]:
+        texts, params = p.TokenTexts(_Pieces(pieces)), SamplingParams(stop=stops)
+        builder = p.OutputBuilder(texts, [], params, (), 100)
+        yield
+        for i in range(100):
+            yield builder.append(i, -0.5)
+
+    _hold_nobody_up("100 tokens", calls)
 
 
 @_SUITE.property(
@@ -702,7 +950,8 @@ def _certain(text: str, begin: str, end: str, over: bool) -> str:
     while True:
         outside, mark, rest = text.partition(begin)
         if not mark:
-            held = 0 if over else package.held_back(outside, [begin])
+            ends = range(0 if over else min(len(begin), len(outside) + 1))
+            held = max((n for n in ends if outside.endswith(begin[:n])), default=0)
             return shown + outside[: len(outside) - held]
         shown += outside
         _, mark, text = rest.partition(end)

@@ -1,6 +1,8 @@
 """The suite for text in and text out passes on the package and rejects mistakes."""
 
 import codecs
+from bisect import bisect_left, bisect_right
+from unittest import mock
 
 import pytest
 
@@ -10,17 +12,16 @@ from folovllm_lite.processor import (
     ByteDetokenizer,
     InputProcessor,
     OutputBuilder,
+    StopStrings,
     TokenTexts,
     WindowDetokenizer,
-    find_stop,
-    held_back,
 )
 
 
 def test_the_package_passes(capsys):
     checks.processor(module)
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 22 properties hold." in out
+    assert "✗" not in out and "All 36 properties hold." in out
 
 
 # ----- mutants: InputProcessor
@@ -82,23 +83,22 @@ class NoRoomIsEnough(InputProcessor):
 
 
 class BosTwice(InputProcessor):
-    def chat(self, messages):
-        made = super().chat(messages)
+    def chat(self, messages, **options):
+        made = super().chat(messages, **options)
         made["prompt_token_ids"] = self.tokenizer.encode(made["prompt"])
         return made
 
 
 class NoGenerationPrompt(InputProcessor):
-    def chat(self, messages):
-        super().chat(messages)
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return {"prompt": text, "prompt_token_ids": ids}
+    def chat(self, messages, *, add_generation_prompt=False, **options):
+        return super().chat(
+            messages, add_generation_prompt=add_generation_prompt, **options
+        )
 
 
 class LooksAtTheFirstMessage(InputProcessor):
-    def chat(self, messages):
-        super().chat(messages[:1])
+    def chat(self, messages, **options):
+        super().chat(messages[:1], **options)
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
@@ -106,7 +106,147 @@ class LooksAtTheFirstMessage(InputProcessor):
         return {"prompt": text, "prompt_token_ids": ids}
 
 
+def _chat_with(change):
+    """InputProcessor.chat, after `change` has had the messages and the options."""
+
+    class Mutant(InputProcessor):
+        def chat(self, messages, **options):
+            return super().chat(*change(messages, options)[:1], **options)
+
+    Mutant.__name__ = change.__name__
+    return Mutant
+
+
+def _each(messages, change):
+    return [
+        {**m, "content": change(m["content"])}
+        if isinstance(m, dict) and isinstance(m.get("content"), list)
+        else m
+        for m in (messages if isinstance(messages, list) else [])
+    ]
+
+
+@_chat_with
+def parts_without_a_line_between(messages, options):
+    return (_each(messages, lambda c: "".join(part["text"] for part in c)),)
+
+
+@_chat_with
+def the_first_part_only(messages, options):
+    return (_each(messages, lambda c: c[:1]),)
+
+
+@_chat_with
+def images_are_left_out(messages, options):
+    return (_each(messages, lambda c: [p for p in c if p.get("type") == "text"]),)
+
+
+@_chat_with
+def none_becomes_a_word(messages, options):
+    return (
+        [
+            {**m, "content": "None"}
+            if isinstance(m, dict) and m.get("tool_calls")
+            else m
+            for m in messages
+        ],
+    )
+
+
+def _drops(name):
+    @_chat_with
+    def mutant(messages, options):
+        options.pop(name, None)
+        return (messages,)
+
+    mutant.__name__ = f"drops_{name}"
+    return mutant
+
+
+class ArgumentsStayJson(InputProcessor):
+    def chat(self, messages, **options):
+        with mock.patch.object(module, "_tool_call", lambda call: call):
+            return super().chat(messages, **options)
+
+
+class ArgumentsAreParsedInPlace(InputProcessor):
+    def chat(self, messages, **options):
+        def parse(call):
+            call["function"]["arguments"] = {"x": 1}
+            return call
+
+        with mock.patch.object(module, "_tool_call", parse):
+            return super().chat(messages, **options)
+
+
+class TheTemplatesErrorPasses(InputProcessor):
+    def chat(self, messages, **options):
+        try:
+            return super().chat(messages, **options)
+        except ValueError as error:
+            raise error.__cause__ or error from None
+
+
+class TheTemplatesWordsAreLost(InputProcessor):
+    def chat(self, messages, **options):
+        try:
+            return super().chat(messages, **options)
+        except ValueError as error:
+            raise ValueError("bad conversation") from error
+
+
+class HalfAPairReachesTheTokenizer(InputProcessor):
+    def chat(self, messages, **options):
+        with mock.patch.object(module, "_refuse_half_characters", lambda *_: None):
+            return super().chat(messages, **options)
+
+
 # ----- mutants: TokenTexts
+
+
+class BosAndEosAreSpecial(TokenTexts):
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        self.special_ids = frozenset(tokenizer.all_special_ids)
+
+
+class EveryAddedTokenIsSpecial(TokenTexts):
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.special_ids = frozenset((*tokenizer.all_special_ids, *added))
+
+
+class DecodedAlone(TokenTexts):
+    """As it was once: \ufffd for a part of a character, and no space in front."""
+
+    def text_of(self, token_id, before=()):
+        return self.tokenizer.decode([token_id])
+
+
+class NothingForEveryPart(TokenTexts):
+    """The part that completes a character is "" too."""
+
+    def text_of(self, token_id, before=()):
+        text = self.tokenizer.decode([token_id])
+        return "" if "\ufffd" in text else text
+
+
+class RemembersAcrossPlaces(TokenTexts):
+    """A cache by the token alone, though what stands before it matters."""
+
+    def text_of(self, token_id, before=()):
+        if (b"", token_id) not in self._decoded:
+            self._decoded[b"", token_id] = super().text_of(token_id, before)
+        return self._decoded[b"", token_id]
+
+    def bytes_of(self, token_id):
+        return super().bytes_of(token_id)
+
+
+class OneTokenBefore(TokenTexts):
+    def text_of(self, token_id, before=()):
+        return super().text_of(token_id, before[-1:])
 
 
 class DecodesAlone(TokenTexts):
@@ -231,57 +371,228 @@ class NoWindow(WindowDetokenizer):
         return new
 
 
-# ----- mutants: stop strings
+# ----- mutants: StopStrings
 
 
-def the_first_to_begin(text, stops, start):
-    found = [(text.find(s, max(0, start - len(s) + 1)), s) for s in stops]
-    found = [(begin, begin + len(s), s) for begin, s in found if begin != -1]
-    return min(found, default=None)
+class WholeOnesGoOn(StopStrings):
+    def goes_on(self, text):
+        return text in self._sorted or super().goes_on(text)
 
 
-def the_first_of_the_list(text, stops, start):
-    for stop in stops:
-        begin = text.find(stop, max(0, start - len(stop) + 1))
-        if begin != -1:
-            return begin, begin + len(stop), stop
-    return None
+class NeighboursAreEnough(StopStrings):
+    """bisect_left finds the string itself, which goes on no more."""
+
+    def goes_on(self, text):
+        place = bisect_left(self._sorted, text)
+        return (
+            place < len(self._sorted)
+            and self._sorted[place].startswith(text)
+            and self._sorted[place] != text
+        )
 
 
-def only_in_the_new_text(text, stops, start):
-    found = find_stop(text[start:], stops, 0)
-    return found and (found[0] + start, found[1] + start, found[2])
+class UnsortedList(StopStrings):
+    def __init__(self, strings):
+        super().__init__(strings)
+        self._sorted = list(strings)
 
 
-def anywhere_in_the_text(text, stops, start):
-    return find_stop(text, stops, 0)
+class NothingGoesOn(StopStrings):
+    """An empty text is the beginning of everything, and this one denies it."""
+
+    def goes_on(self, text):
+        return bool(text) and super().goes_on(text)
 
 
-def always_the_longest(text, stops):
-    return min(len(text), max((len(stop) - 1 for stop in stops), default=0))
+class TheNeighbourOrNothing(StopStrings):
+    """What `turned` begins with need not stand right before it."""
+
+    def ending(self, text):
+        turned = text[::-1]
+        place = bisect_right(self._turned, turned) - 1
+        found = self._turned[place] if place >= 0 else None
+        return found[::-1] if found and turned.startswith(found) else None
 
 
-def the_shortest_overlap(text, stops):
-    longest = max((len(stop) for stop in stops), default=0)
-    for count in range(1, min(len(text), longest - 1) + 1):
-        if any(stop.startswith(text[-count:]) for stop in stops):
-            return count
-    return 0
+class TheShortestEnding(StopStrings):
+    def ending(self, text):
+        ends = [turned[::-1] for turned in self._turned]
+        return min((e for e in ends if text.endswith(e)), key=len, default=None)
 
 
-def the_first_stop_only(text, stops):
-    return held_back(text, stops[:1])
+class AnyStopInside(StopStrings):
+    def ending(self, text):
+        ends = [turned[::-1] for turned in self._turned]
+        return max((e for e in ends if e in text), key=len, default=None)
 
 
-def one_too_few(text, stops):
-    longest = max((len(stop) for stop in stops), default=0)
-    for count in range(min(len(text), longest - 2), 0, -1):
-        if any(stop.startswith(text[-count:]) for stop in stops):
-            return count
-    return 0
+class TheFirstOfTheList(StopStrings):
+    def __init__(self, strings):
+        super().__init__(strings)
+        self._given = strings
+
+    def ending(self, text):
+        return next((stop for stop in self._given if text.endswith(stop)), None)
+
+
+class TheFirstOnly(StopStrings):
+    def __init__(self, strings):
+        super().__init__(strings[:1])
+
+
+class OneAfterAnother(StopStrings):
+    """Right, and as slow as the number of strings."""
+
+    def goes_on(self, text):
+        return any(s.startswith(text) and s != text for s in self._sorted)
+
+    def ending(self, text):
+        ends = (turned[::-1] for turned in self._turned)
+        return max((e for e in ends if text.endswith(e)), key=len, default=None)
 
 
 # ----- mutants: OutputBuilder
+
+
+def _cut(builder, begin, end, stop):
+    builder.finish_reason, builder.stop_reason = "stop", stop
+    keeps = builder._params.include_stop_str_in_output
+    builder._text = builder._text[: end if keeps else begin]
+
+
+def _hold(builder, count):
+    builder._shown = len(builder._text)
+    if not builder.finish_reason:
+        builder._shown -= count
+
+
+def _overlaps(builder):
+    """How many characters at the end could begin a stop string: all such counts."""
+    text, stops = builder._text, builder._params.stop
+    return [
+        count
+        for count in range(1, len(text) + 1)
+        if any(s.startswith(text[-count:]) and len(s) > count for s in stops)
+    ]
+
+
+def _found(builder, start):
+    """Each stop string's first place that ends behind `start`."""
+    stops = builder._params.stop
+    at = [(builder._text.find(s, max(0, start - len(s) + 1)), s) for s in stops]
+    return [(begin, begin + len(s), s) for begin, s in at if begin != -1]
+
+
+def _writes(choose, hold=lambda builder: max(_overlaps(builder), default=0)):
+    """A `_write` that takes the match that `choose` takes, and holds back `hold`."""
+
+    def write(self, new, may_stop):
+        start = len(self._text)
+        self._text += new
+        match = choose(self, start) if may_stop else None
+        if match:
+            _cut(self, *match)
+        _hold(self, hold(self))
+
+    return write
+
+
+def first_to_end(builder, start):
+    found = [(end, begin, s) for begin, end, s in _found(builder, start)]
+    best = min(found, default=None)
+    return best and (best[1], best[0], best[2])
+
+
+def first_to_begin(builder, start):
+    return min(_found(builder, start), default=None)
+
+
+def first_of_the_list(builder, start):
+    return next(iter(_found(builder, start)), None)
+
+
+def anywhere_in_the_text(builder, start):
+    return first_to_end(builder, 0)
+
+
+def only_in_the_new_text(builder, start):
+    whole, builder._text = builder._text, builder._text[start:]
+    found = first_to_end(builder, 0)
+    builder._text = whole
+    return found and (found[0] + start, found[1] + start, found[2])
+
+
+def shortest_of_those_that_end_together(builder, start):
+    found = [(end, -begin, s) for begin, end, s in _found(builder, start)]
+    best = min(found, default=None)
+    return best and (-best[1], best[0], best[2])
+
+
+another_write = _writes(first_to_end)
+
+
+def test_another_way_to_write_passes(capsys):
+    """Right, though slow: the method is judged with a list of a few stop strings."""
+    with pytest.raises(checks.CheckFailed, match="1 of"):
+        checks.processor(write=another_write)
+    assert "✗ Nor do they hold up the text" in capsys.readouterr().out
+
+
+the_first_to_begin = _writes(first_to_begin)
+the_first_of_the_list = _writes(first_of_the_list)
+an_old_match_counts = _writes(anywhere_in_the_text)
+the_new_text_alone = _writes(only_in_the_new_text)
+the_shortest_of_two = _writes(shortest_of_those_that_end_together)
+holds_the_longest_always = _writes(
+    first_to_end,
+    lambda b: min(len(b._text), max(map(len, b._params.stop), default=1) - 1),
+)
+holds_the_shortest_overlap = _writes(
+    first_to_end, lambda b: min(_overlaps(b), default=0)
+)
+holds_one_too_few = _writes(
+    first_to_end, lambda b: max(max(_overlaps(b), default=0) - 1, 0)
+)
+holds_nothing = _writes(first_to_end, lambda b: 0)
+
+
+def holds_to_the_end(self, new, may_stop):
+    """What was held back isn't released by the last token."""
+    another_write(self, new, may_stop)
+    if self.finish_reason and self.stop_reason is None:
+        self._shown = len(self._text) - max(_overlaps(self), default=0)
+
+
+def stops_before_min_tokens(self, new, may_stop):
+    OutputBuilder._write(self, new, True)
+
+
+def forgets_what_passed(self, new, may_stop):
+    """Within min_tokens nothing is looked at, so nothing is held back either."""
+    if may_stop:
+        OutputBuilder._write(self, new, True)
+    else:
+        self._text += new
+        self._shown = len(self._text)
+
+
+def goes_on_behind_the_stop(self, new, may_stop):
+    """The text is cut, but the rest of the token is written behind it."""
+    OutputBuilder._write(self, new, may_stop)
+    if isinstance(self.stop_reason, str):
+        self._text += new[-1:]
+        self._shown = len(self._text)
+
+
+def gives_no_reason(self, new, may_stop):
+    OutputBuilder._write(self, new, may_stop)
+    self.stop_reason = None
+
+
+def a_stop_is_no_end(self, new, may_stop):
+    before = self.finish_reason
+    OutputBuilder._write(self, new, may_stop)
+    self.finish_reason = before or self.finish_reason
 
 
 class ShowsEverything(OutputBuilder):
@@ -290,26 +601,12 @@ class ShowsEverything(OutputBuilder):
         return self._text
 
 
-class HoldsToTheEnd(OutputBuilder):
-    """What was held back isn't released by the last token."""
-
-    def _write(self, new, may_stop):
-        super()._write(new, may_stop)
-        if self.finish_reason == "length":
-            self._shown = len(self._text) - held_back(self._text, self._params.stop)
-
-
 class LooksAtOneToken(OutputBuilder):
     def _write(self, new, may_stop):
-        whole, self._text = self._text, ""
+        whole, self._text, self._shown = self._text, "", 0
         super()._write(new, may_stop)
         self._text = whole + self._text
         self._shown += len(whole)
-
-
-class StopsBeforeMinTokens(OutputBuilder):
-    def _write(self, new, may_stop):
-        super()._write(new, True)
 
 
 class MinTokensIsOneMore(OutputBuilder):
@@ -318,6 +615,57 @@ class MinTokensIsOneMore(OutputBuilder):
         params.min_tokens = minimum + 1 if minimum else 0
         super().append(token_id, logprob, logprobs)
         params.min_tokens = minimum
+
+
+class TheStopTokenComesFirst(OutputBuilder):
+    """An end among stop_token_ids once named itself."""
+
+    def append(self, token_id, logprob, logprobs=None):
+        super().append(token_id, logprob, logprobs)
+        if self.finish_reason == "stop" and token_id in self._stop_ids:
+            self.stop_reason = token_id
+
+
+class IgnoresTheEndAmongStops(OutputBuilder):
+    def __init__(self, texts, prompt, params, eos, max_tokens):
+        super().__init__(texts, prompt, params, eos, max_tokens)
+        if params.ignore_eos:
+            self._stop_ids -= set(eos)
+
+
+class LengthWins(OutputBuilder):
+    def append(self, token_id, logprob, logprobs=None):
+        super().append(token_id, logprob, logprobs)
+        if self.finish_reason and len(self.token_ids) >= self._max_tokens:
+            self.finish_reason = "length"
+
+
+class OneTokenTooMany(OutputBuilder):
+    def __init__(self, texts, prompt, params, eos, max_tokens):
+        super().__init__(texts, prompt, params, eos, max_tokens + 1)
+
+
+class BansOnlyWhatEndsIt(OutputBuilder):
+    def __init__(self, texts, prompt, params, eos, max_tokens):
+        super().__init__(texts, prompt, params, eos, max_tokens)
+        self.stop_token_ids = (*self._eos, *self._stop_ids)
+
+
+class BansStopsOnly(OutputBuilder):
+    def __init__(self, texts, prompt, params, eos, max_tokens):
+        super().__init__(texts, prompt, params, eos, max_tokens)
+        self.stop_token_ids = tuple(params.stop_token_ids)
+
+
+class FinishesAtTheLimitOnly(OutputBuilder):
+    """An end token drops the character that was begun before it."""
+
+    def append(self, token_id, logprob, logprobs=None):
+        ends = token_id in self._eos or token_id in self._stop_ids
+        finish = self._detokenizer.finish
+        self._detokenizer.finish = (lambda: "") if ends else finish
+        super().append(token_id, logprob, logprobs)
+        self._detokenizer.finish = finish
 
 
 class EosNamesItself(OutputBuilder):
@@ -439,6 +787,12 @@ def strict(data):
     except UnicodeDecodeError as error:
         return error.start
     return len(data)
+
+
+def held_back(text, stops):
+    """How many characters at the end of a text could begin one of some strings."""
+    counts = range(1, len(text) + 1)
+    return max((n for n in counts if StopStrings(stops).goes_on(text[-n:])), default=0)
 
 
 def hide(pieces, begin, end):
@@ -579,25 +933,40 @@ MUTANTS = {
     "InputProcessor": [
         TakesBools, SharesTheList, OneIdTooMany, NegativeIdsPass, OneTokenTooLong,
         NoRoomIsEnough, BosTwice, NoGenerationPrompt, LooksAtTheFirstMessage,
+        parts_without_a_line_between, the_first_part_only, images_are_left_out,
+        none_becomes_a_word, _drops("tools"), _drops("chat_template"),
+        _drops("chat_template_kwargs"), _drops("continue_final_message"),
+        ArgumentsStayJson, ArgumentsAreParsedInPlace, TheTemplatesErrorPasses,
+        TheTemplatesWordsAreLost, HalfAPairReachesTheTokenizer,
     ],
-    "TokenTexts": [DecodesAlone, ForgetsTheSoftHyphen, EverythingIsByteLevel],
+    "TokenTexts": [
+        DecodesAlone, ForgetsTheSoftHyphen, EverythingIsByteLevel, BosAndEosAreSpecial,
+        EveryAddedTokenIsSpecial, DecodedAlone, NothingForEveryPart,
+        RemembersAcrossPlaces, OneTokenBefore,
+    ],
     "ByteDetokenizer": [
         TokenByToken, DropsBrokenBytes, WaitsForReplacements, ForgetsThePrompt,
         LastPromptTokenOnly, ShowsThePromptAgain, SpecialTokensInThePrompt,
         NeverFinishes,
     ],
     "WindowDetokenizer": [WaitsForEver, NeverWaits, NoWindow],
-    "find_stop": [
-        the_first_to_begin, the_first_of_the_list, only_in_the_new_text,
-        anywhere_in_the_text,
+    "StopStrings": [
+        WholeOnesGoOn, NeighboursAreEnough, UnsortedList, NothingGoesOn,
+        TheNeighbourOrNothing, TheShortestEnding, AnyStopInside, TheFirstOfTheList,
+        TheFirstOnly, OneAfterAnother,
     ],
-    "held_back": [
-        always_the_longest, the_shortest_overlap, the_first_stop_only, one_too_few,
+    "write": [
+        the_first_to_begin, the_first_of_the_list, an_old_match_counts,
+        the_new_text_alone, the_shortest_of_two, holds_the_longest_always,
+        holds_the_shortest_overlap, holds_one_too_few, holds_nothing, holds_to_the_end,
+        stops_before_min_tokens, forgets_what_passed, goes_on_behind_the_stop,
+        gives_no_reason, a_stop_is_no_end,
     ],
     "OutputBuilder": [
-        ShowsEverything, HoldsToTheEnd, LooksAtOneToken, StopsBeforeMinTokens,
-        MinTokensIsOneMore, EosNamesItself, EosIsShown, AlwaysIncludes, OneListForAll,
-        LogprobsAlways, HalfACharacterIsLost,
+        ShowsEverything, LooksAtOneToken, MinTokensIsOneMore, TheStopTokenComesFirst,
+        IgnoresTheEndAmongStops, LengthWins, OneTokenTooMany, BansOnlyWhatEndsIt,
+        BansStopsOnly, FinishesAtTheLimitOnly, EosNamesItself, EosIsShown,
+        AlwaysIncludes, OneListForAll, LogprobsAlways, HalfACharacterIsLost,
     ],
     "predict_news": [
         _but(2, "�"), _but(3, "�!"), _but(4, " E"), _but(6, "O"), _but(7, ""),

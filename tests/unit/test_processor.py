@@ -14,10 +14,9 @@ from folovllm_lite.processor import (
     ByteDetokenizer,
     InputProcessor,
     OutputBuilder,
+    StopStrings,
     TokenTexts,
     WindowDetokenizer,
-    find_stop,
-    held_back,
 )
 from folovllm_lite.sampling_params import SamplingParams
 
@@ -143,13 +142,50 @@ def test_only_a_beginning_of_a_stop_string_is_held_back():
     ]
     assert run([b"a E", b"N", b"X"], stop="END") == ["a ", "a ", "a ENX"]
     assert run([b"a E", b"N"], stop="END")[-1] == "a EN"  # the end releases it
-    assert held_back("xaab", ["abc"]) == 2 and held_back("xaab", []) == 0
 
 
-def test_the_stop_string_that_is_complete_first_wins():
-    assert find_stop("abcd", ["cd", "bc"], 0) == (1, 3, "bc")
-    assert find_stop("abcd", ["cd", "bcd"], 0) == (1, 4, "bcd")  # together: the earlier
-    assert find_stop("xx", ["ab"], 0) is None
+letters = st.text("ab从", max_size=5)
+
+
+@settings(max_examples=500)
+@given(st.lists(st.text("ab从", min_size=1, max_size=5), min_size=1), letters)
+@example(["a", "abb"], "zba")  # what stands between, turned around, is no match
+def test_sorted_stop_strings_answer_as_a_search_through_all(stops, text):
+    found = StopStrings(stops)
+    longer = [stop for stop in stops if stop.startswith(text) and stop != text]
+    assert found.goes_on(text) == bool(longer)
+    whole = [stop for stop in stops if text.endswith(stop)]
+    assert found.ending(text) == max(whole, key=len, default=None)
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        [f"no. {i}!" for i in range(5000)],
+        [chr(200 + i) + "a" * 5000 for i in range(200)],
+        ["a" * 5000 + chr(200 + i) for i in range(200)],
+        ["x" * i + "a" for i in range(1, 5000)],
+    ],
+    ids=["5000 short ones", "200 long ones", "long ones that are begun", "nested"],
+)
+def test_many_stop_strings_cost_a_bounded_number_of_comparisons(stops, monkeypatch):
+    """5,000 once took 13 s for what takes 0.4; 200 long ones 0.4 s a token.
+
+    Counted, and not timed: each character asks a few times, and each time a few
+    strings are compared, however many there are.
+    """
+    asked = 0
+
+    class Counted(StopStrings):
+        def goes_on(self, text):
+            nonlocal asked
+            asked += 1
+            return super().goes_on(text)
+
+    monkeypatch.setattr("folovllm_lite.processor.StopStrings", Counted)
+    text = "aaab" * 400
+    assert run([text[i : i + 4].encode() for i in range(0, 1600, 4)], stop=stops)
+    assert asked <= 2 * len(text)
 
 
 def build(pieces, special=(), eos=(), **params):
@@ -173,6 +209,22 @@ def test_the_end_token_ends_silently_and_a_stop_token_says_which():
     done = build([b"a", b"<end>", b"b"], eos=(1,), ignore_eos=True)
     assert done.text == "a<end>b" and done.finish_reason is None
     assert done.cumulative_logprob == -1.5
+
+
+def test_an_end_token_among_the_stop_tokens_is_an_end_unless_ends_are_ignored():
+    pieces = [b"a", b"<end>", b"b"]
+    done = build(pieces, eos=(1,), stop_token_ids=[1])
+    assert (done.finish_reason, done.stop_reason) == ("stop", None)
+    done = build(pieces, eos=(1,), stop_token_ids=[1], ignore_eos=True)
+    assert (done.finish_reason, done.stop_reason) == ("stop", 1)
+
+
+def test_min_tokens_holds_the_end_token_back_also_under_ignore_eos():
+    """Whoever asks for 20 tokens of text wants no end in the middle of it."""
+    for ignore in (False, True):
+        params = SamplingParams(min_tokens=3, stop_token_ids=[7, 1], ignore_eos=ignore)
+        texts = TokenTexts(Pieces([b"a"]))
+        assert OutputBuilder(texts, [], params, (1, 2), 9).stop_token_ids == (1, 2, 7)
 
 
 def test_nothing_ends_before_min_tokens():
@@ -257,7 +309,61 @@ def test_rare_characters_take_several_tokens_and_come_back(tokenizer):
     ids = tokenizer.encode("🐉龘")
     assert len(ids) > 2
     texts = TokenTexts(tokenizer)
-    assert texts.text_of(ids[0]) == "�" and len(texts.bytes_of(ids[0])) == 1
+    assert texts.text_of(ids[0]) == "" and len(texts.bytes_of(ids[0])) == 1
+    assert texts.text_of(ids[-1], ids[:-1]) == "龘"
+
+
+@settings(max_examples=100)
+@given(texts)
+@example("🐉龘 it is")
+def test_the_texts_of_single_tokens_are_together_the_text(tokenizer, text):
+    """So it is with what logprobs show; half a character is ""."""
+    text = text.encode("utf-8", "replace").decode()
+    ids, found = tokenizer.encode(text), TokenTexts(tokenizer)
+    single = [found.text_of(each, ids[:i]) for i, each in enumerate(ids)]
+    assert "".join(single) == text
+
+
+class Words:
+    """Knows nothing of bytes; ▁ marks the beginning of a word, as in Llama 2."""
+
+    all_special_ids = ()
+    words = ("▁it", "▁is", "true", "▁true", "\ufffd", "\ufffd")
+
+    def decode(self, ids, **_):
+        text = "".join(self.words[i] for i in ids).replace("\ufffd\ufffd", "从")
+        return text.replace("▁", " ").removeprefix(" ")
+
+
+def test_a_word_has_its_space_in_logprobs_and_a_half_character_has_no_text():
+    found = TokenTexts(Words())
+    assert [found.text_of(3, [0, 1]), found.text_of(2, [0, 1])] == [" true", "true"]
+    assert [found.text_of(4, [0]), found.text_of(5, [0, 4])] == ["", "从"]
+
+
+def test_every_added_token_that_is_special_is_skipped():
+    """Llama 3's headers are special, and neither bos nor eos nor an extra one."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    from tokenizers import AddedToken
+
+    tokenizer.backend_tokenizer.add_special_tokens(["<|header|>"])
+    tokenizer.backend_tokenizer.add_tokens([AddedToken("<tool>", special=False)])
+    ids = tokenizer.encode("<|header|>it<tool>is")
+    params, texts = SamplingParams(max_tokens=99), TokenTexts(tokenizer)
+    builder = OutputBuilder(texts, [], params, (), 99)
+    for token_id in ids:
+        builder.append(token_id, -1.0)
+    assert builder.text == "it<tool>is"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "it<tool>is"
+
+
+# ----- conversations
+
+
+def chat(tokenizer, messages, **options):
+    return InputProcessor(tokenizer, 1536, 100).chat(messages, **options)["prompt"]
 
 
 def test_special_tokens_of_the_chat_template_are_single_ids(tokenizer):
@@ -267,3 +373,86 @@ def test_special_tokens_of_the_chat_template_are_single_ids(tokenizer):
     assert chat["prompt"] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     texts = [tokenizer.decode([i]) for i in chat["prompt_token_ids"]]
     assert texts.count("<|im_start|>") == 2 and texts.count("<|im_end|>") == 1
+
+
+HELLO = [{"role": "user", "content": "Hi"}]
+SHOW = "{{ messages }} {{ tools }} {{ enable_thinking }} {{ add_generation_prompt }}"
+
+
+def test_a_content_may_come_in_parts(tokenizer):
+    parts = [{"type": "text", "text": "What is"}, {"text": "2 + 3?"}, "Please."]
+    one = "What is\n2 + 3?\nPlease."
+    split = chat(tokenizer, [{"role": "user", "content": parts}])
+    assert split == chat(tokenizer, [{"role": "user", "content": one}])
+    for bad in ([{"type": "image_url", "image_url": {}}], [None], [{"text": 5}], 5):
+        with pytest.raises(TypeError, match="text"):
+            chat(tokenizer, [{"role": "user", "content": bad}])
+
+
+def test_an_assistant_may_call_tools_and_say_nothing(tokenizer):
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    template = (
+        "{% for m in messages %}{{ m.content }}|{% for c in m.tool_calls %}"
+        "{{ c.function.name }} {{ c.function.arguments.x + 1 }}{% endfor %}{% endfor %}"
+    )
+    assert chat(tokenizer, [turn], chat_template=template) == "|f 2"
+    assert turn["content"] is None and call["function"]["arguments"] == '{"x": 1}'
+    with pytest.raises(TypeError, match="content"):
+        chat(tokenizer, [{"role": "assistant", "content": None}])
+    call["function"]["arguments"] = "{"
+    with pytest.raises(ValueError, match="arguments of a tool call"):
+        chat(tokenizer, [turn])
+
+
+def test_what_a_template_asks_for_reaches_it(tokenizer):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    text = chat(
+        tokenizer,
+        HELLO,
+        chat_template=SHOW,
+        tools=tools,
+        add_generation_prompt=False,
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    assert text == f"{HELLO} {tools} False False"
+
+
+def test_the_last_message_may_be_left_open(tokenizer):
+    turns = [*HELLO, {"role": "assistant", "content": "Hello, I"}]
+    options = {"add_generation_prompt": False, "continue_final_message": True}
+    assert chat(tokenizer, turns, **options).endswith("<|im_start|>assistant\nHello, I")
+    with pytest.raises(ValueError, match="continue_final_message.*add_generation"):
+        chat(tokenizer, turns, continue_final_message=True)
+
+
+def test_a_template_that_refuses_is_a_value_error_with_its_words(tokenizer):
+    template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match="roles must alternate"):
+        chat(tokenizer, HELLO, chat_template=template)
+    with pytest.raises(ValueError, match="template refuses"):
+        chat(tokenizer, HELLO, chat_template="{{ messages + 1 }}")
+    with pytest.raises(ValueError, match="template refuses"):
+        chat(tokenizer, HELLO, chat_template="{% if %}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tools": "f"},
+        {"tools": ["f"]},
+        {"chat_template_kwargs": ["x"]},
+        {"chat_template_kwargs": {"tokenize": True}},
+    ],
+)
+def test_chat_options_of_another_kind_are_type_errors(tokenizer, options):
+    with pytest.raises(TypeError, match=next(iter(options))):
+        chat(tokenizer, HELLO, **options)
+
+
+def test_half_a_surrogate_pair_is_refused_wherever_it_comes_in(tokenizer):
+    with pytest.raises(ValueError, match="conversation.*surrogate"):
+        chat(tokenizer, [{"role": "user", "content": "a\ud83d"}])
+    door = InputProcessor(tokenizer, 1536, 100)
+    with pytest.raises(ValueError, match="cache_salt.*surrogate"):
+        door.process({"prompt": "a", "cache_salt": "\ud83d"}, SamplingParams())
