@@ -411,18 +411,6 @@ def check_layers(path: Path, count: int) -> None:
         )
 
 
-def check_weights(model: nn.Module, path: Path) -> None:
-    """Raise what `load_weights` would raise, as far as headers tell.
-
-    The model may be on the meta device: it takes no memory to find out that a
-    checkpoint doesn't fit.
-    """
-    refuse_quantized(path)
-    wanted = model.state_dict(keep_vars=True)
-    stored = under_our_names(wanted, stored_tensors(weight_files(path)))
-    _refuse(path, misfits(wanted, stored))
-
-
 def _refuse(path: Path, problems: list[str]) -> None:
     """Raise one ValueError that lists the problems, if there are any."""
     if problems:

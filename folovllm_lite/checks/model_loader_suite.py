@@ -1,6 +1,7 @@
 """What has to be true of loading a checkpoint (notebook 05)."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -39,8 +40,9 @@ def _folder(**texts: Any) -> Iterator[Path]:
     with TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         for stem, value in texts.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            (folder / f"{stem}.json").write_text(text)
+            if not isinstance(value, str):
+                value = json.dumps(value, ensure_ascii=False)
+            (folder / f"{stem}.json").write_text(value, encoding="utf-8")
         yield folder
 
 
@@ -86,7 +88,7 @@ def _write_shards(folder: Path, **shards: dict[str, Tensor]) -> None:
     for stem, tensors in shards.items():
         _write(folder, tensors, f"{stem}.safetensors")
         index |= dict.fromkeys(tensors, f"{stem}.safetensors")
-    (folder / _INDEX).write_text(json.dumps({"weight_map": index}))
+    (folder / _INDEX).write_text(json.dumps({"weight_map": index}), encoding="utf-8")
 
 
 def _expect_loaded(given: str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -143,12 +145,13 @@ def _no_checkpoint(p: SimpleNamespace) -> None:
 def _nowhere(p: SimpleNamespace) -> None:
     """What is neither a directory nor a Hub name is refused without asking the Hub."""
     with mock.patch("huggingface_hub.snapshot_download") as download:
-        for name in ("qwen", "./qwen", "/no/such/place", "a/b/c", "~/qwen"):
+        for name in ("qwen", "./qwen", "/no/such/place", "a/b/c", "~/qwen",
+                     "~nobody-of-that-name/x", "/" + "a" * 5000):  # fmt: skip
             expect_error(
-                f"resolve_checkpoint({name!r})",
+                f"resolve_checkpoint({name[:30]!r})",
                 lambda name=name: p.resolve_checkpoint(name),
                 FileNotFoundError,
-                name,
+                name[:100],
             )
         expect("calls of snapshot_download", download.call_count, 0)
 
@@ -190,26 +193,78 @@ def _no_network(p: SimpleNamespace) -> None:
                 lambda: p.resolve_checkpoint("owner/name"),
                 FileNotFoundError,
                 "owner/name",
-                "hf download",
             )
 
 
 # ----- what the JSON files say
 
 
-@_SUITE.property("read_config", hint="json.loads; both kinds of failure get a sentence")
+@_SUITE.property("read_config", hint="json.loads, of a file that is there")
 def _config(p: SimpleNamespace) -> None:
-    """config.json comes back as a dict; a missing or broken one is an error with its
-    name.
-    """
-    with _folder(config={"hidden_size": 4}) as folder:
-        expect("{'hidden_size': 4}", p.read_config(folder), {"hidden_size": 4})
+    """config.json comes back as a dict; a missing one is an error with its name."""
+    with _folder(config={"hidden_size": 4, "name": "龙"}) as folder:
+        wanted = {"hidden_size": 4, "name": "龙"}
+        expect("{'hidden_size': 4, 'name': '龙'}", p.read_config(folder), wanted)
     with _folder() as folder:
         call = lambda: p.read_config(folder)  # noqa: E731
         expect_error("no config.json", call, FileNotFoundError, "config.json")
-    with _folder(config="{") as folder:
+
+
+_BROKEN = (
+    ("is cut off", '{"a": 1, "b"'),
+    ("is empty", ""),
+    ("holds a list", '["a"]'),
+    ("is a pointer of Git LFS", "version https://git-lfs.github.com/spec/v1\nsize 7"),
+    ("is a web page", "<!DOCTYPE html><html></html>"),
+    ("is 100,000 brackets", "[" * 100_000),
+)
+
+
+@_SUITE.property(
+    "read_config", hint="each library has errors of its own: which file was it?"
+)
+def _broken_config(p: SimpleNamespace) -> None:
+    """Whatever else stands where an object belongs is a ValueError that names the
+    file.
+    """
+    for what, text in (*_BROKEN, ("is {}", "{}")):
+        with _folder(config=text) as folder:
+            call = lambda folder=folder: p.read_config(folder)  # noqa: E731
+            expect_error(f"config.json {what}", call, ValueError, "config.json")
+    with _folder() as folder:
+        (folder / "config.json").write_bytes(b'{"name": "\xe9"}')
         call = lambda: p.read_config(folder)  # noqa: E731
-        expect_error("config.json is '{'", call, ValueError, "config.json", "JSON")
+        expect_error("config.json is no UTF-8", call, ValueError, "config.json")
+        (folder / "config.json").unlink()
+        (folder / "config.json").mkdir()
+        expect_error("config.json is a directory", call, ValueError, "config.json")
+
+
+@_SUITE.property(
+    "read_config", hint="a pipe has no end: ask what it is before you open"
+)
+def _pipe(p: SimpleNamespace) -> None:
+    """A pipe in place of a file is refused, and nobody waits for it."""
+    if not hasattr(os, "mkfifo"):  # Windows
+        return
+    with _folder() as folder:
+        os.mkfifo(folder / "config.json")
+        # Whoever opens it goes on, and finds nothing in it.
+        writer = os.open(folder / "config.json", os.O_RDWR | os.O_NONBLOCK)
+        os.set_blocking(writer, False)
+        try:
+            with (
+                mock.patch("builtins.open", _no_pipe),
+                mock.patch.object(Path, "open", _no_pipe),
+            ):
+                call = lambda: p.read_config(folder)  # noqa: E731
+                expect_error("config.json is a pipe", call, ValueError, "config.json")
+        finally:
+            os.close(writer)
+
+
+def _no_pipe(file: Any, *_: Any, **__: Any) -> Any:
+    raise OSError(f"{file} was opened, and would have kept you waiting")
 
 
 @_SUITE.property(
@@ -266,6 +321,18 @@ def _end_zero(p: SimpleNamespace) -> None:
         expect("no generation_config, tokenizer 0", got, (0,))
 
 
+@_SUITE.property("eos_token_ids", hint="which types can a JSON file hold there?")
+def _end_types(p: SimpleNamespace) -> None:
+    """An end that is no token id is a ValueError that names the file and the value."""
+    tokenizer = SimpleNamespace(eos_token_id=None)
+    for ids in ("7", 7.0, [7, "x"], True, -1, {"a": 1}):
+        with _folder(config={}, generation_config={"eos_token_id": ids}) as folder:
+            call = lambda folder=folder: p.eos_token_ids(folder, tokenizer)  # noqa: E731
+            given = f"eos_token_id of generation_config.json is {ids!r}"
+            name = "generation_config.json"
+            expect_error(given, call, ValueError, name, repr(ids))
+
+
 @_SUITE.property(
     "eos_token_ids", hint="which file do you open first, and when the next?"
 )
@@ -277,6 +344,58 @@ def _end_files(p: SimpleNamespace) -> None:
         with _folder(config={"eos_token_id": 3}, **files) as folder:
             given = f"config 3, generation_config {generation}"
             expect(given, p.eos_token_ids(folder, tokenizer), wanted)
+
+
+@_SUITE.property(
+    "default_sampling_params", hint="six names of that file count, and one is renamed"
+)
+def _defaults(p: SimpleNamespace) -> None:
+    """generation_config.json says how to sample where nobody asks for anything."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+             "max_tokens", "n")  # fmt: skip
+    plain = [1.0, -1, 1.0, 0.0, 1.0, 16, 1]
+    for given, wanted in (
+        (None, plain),
+        ({}, plain),
+        ({"eos_token_id": 3, "do_sample": True}, plain),
+        ({"do_sample": False}, plain),
+        ({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1,
+          "repetition_penalty": 1.1}, [0.6, 20, 0.95, 0.1, 1.1, 16, 1]),
+        ({"max_new_tokens": 5, "top_p": None}, [*plain[:5], 5, 1]),
+        ({"top_k": 0}, plain),
+        ({"temperature": 0}, [0, *plain[1:]]),
+    ):  # fmt: skip
+        files = {} if given is None else {"generation_config": given}
+        with _folder(config={}, **files) as folder:
+            made = p.default_sampling_params(folder)
+            got = [getattr(made, name) for name in names]
+            expect(f"generation_config.json {given}: {', '.join(names)}", got, wanted)
+    with _folder(generation_config={"top_p": 7}) as folder:
+        call = lambda: p.default_sampling_params(folder)  # noqa: E731
+        names = ("generation_config.json", "top_p", "7")
+        expect_error("top_p of generation_config.json is 7", call, ValueError, *names)
+
+
+@_SUITE.property(
+    "quantization_config", hint="config.json has a place for it; older tools had files"
+)
+def _quantization(p: SimpleNamespace) -> None:
+    """The method by which weights were quantized is found, or None."""
+    for files, wanted in (
+        ({"config": {}}, None),
+        ({"config": {"quantization_config": None}}, None),
+        ({"config": {"quantization_config": {"quant_method": "AWQ"}}}, "awq"),
+        ({"config": {"compression_config": {"quant_method": "x"}}}, "x"),
+        ({"config": {}, "quantize_config": {"bits": 4}}, "gptq"),
+        ({"config": {}, "quant_config": {"w_bit": 4}}, "awq"),
+        ({"quantize_config": {"bits": 4, "quant_method": "marlin"}}, "marlin"),
+    ):
+        with _folder(**files) as folder:
+            found = p.quantization_config(folder)
+            expect(f"{files}", found and found["quant_method"], wanted)
+    files = {"config": {"quantization_config": {"bits": 4, "quant_method": "gptq"}}}
+    with _folder(**files) as folder:
+        expect(f"{files}: bits", p.quantization_config(folder)["bits"], 4)
 
 
 # ----- which files hold the weights
@@ -344,6 +463,56 @@ def _one_file(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
+    "weight_files", hint="the index is somebody's text: where do its names lead?"
+)
+def _outside(p: SimpleNamespace) -> None:
+    """A file outside the folder is refused; a link in the folder is followed."""
+    one = {"x": _numbers(1)}
+    with _folder() as other, _folder() as folder:
+        _write(other, one, "x.safetensors")
+        _write(folder, one, "a.safetensors")
+        for name in (f"../{other.name}/x.safetensors", str(other / "x.safetensors")):
+            _index(folder, {"x": name})
+            call = lambda: p.weight_files(folder)  # noqa: E731
+            expect_error(f"index: x in {name}", call, ValueError, _INDEX, name)
+        _index(folder, {"x": "b/../a.safetensors"})
+        (folder / "b").mkdir()
+        got = [file.is_file() for file in p.weight_files(folder)]
+        expect("index: x in b/../a.safetensors, which is inside", got, [True])
+        try:
+            (folder / "link.safetensors").symlink_to(other / "x.safetensors")
+        except OSError:  # Windows lets few users make links
+            return
+        _index(folder, {"x": "link.safetensors"})
+        given = "index: x in link.safetensors, a link as in the cache of the Hub"
+        expect(given, _names(p.weight_files(folder)), ["link.safetensors"])
+
+
+def _index(folder: Path, weight_map: Any) -> None:
+    text = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / _INDEX).write_text(text, encoding="utf-8")
+
+
+@_SUITE.property(
+    "weight_files", hint="an index is a JSON file like the config, and broken like it"
+)
+def _broken_index(p: SimpleNamespace) -> None:
+    """An index that is broken, or maps to no files, is a ValueError that names it."""
+    cases = [(what, text) for what, text in _BROKEN]
+    cases += [
+        (f"is {text}", text)
+        for text in ("{}", '{"weight_map": []}', '{"weight_map": {"x": 1}}',
+                     '{"weight_map": {}}')
+    ]  # fmt: skip
+    for what, text in cases:
+        with _folder() as folder:
+            _write(folder, {"x": _numbers(1)})
+            (folder / _INDEX).write_text(text, encoding="utf-8")
+            call = lambda folder=folder: p.weight_files(folder)  # noqa: E731
+            expect_error(f"the index {what}", call, ValueError, _INDEX)
+
+
+@_SUITE.property(
     "weight_files", hint="look for pickles only to explain what is missing"
 )
 def _pickles(p: SimpleNamespace) -> None:
@@ -352,10 +521,10 @@ def _pickles(p: SimpleNamespace) -> None:
     """
     with _folder() as folder:
         call = lambda: p.weight_files(folder)  # noqa: E731
-        expect_error("an empty folder", call, FileNotFoundError, "safetensors")
+        expect_error("an empty folder", call, FileNotFoundError)
         for name in ("pytorch_model.bin", "weights.pt", "weights.pth"):
             (folder / name).write_bytes(b"")
-            expect_error(f"only {name}", call, ValueError, name, "pickle")
+            expect_error(f"only {name}", call, ValueError, name)
         _write(folder, {"x": _numbers(1)})
         given = f"{_WEIGHTS} next to pickles"
         expect(given, _names(p.weight_files(folder)), [_WEIGHTS])
@@ -377,12 +546,8 @@ def _arrive(p: SimpleNamespace) -> None:
 @_SUITE.property("load_weights", hint="what the model wants, minus what you have seen")
 def _missing(p: SimpleNamespace) -> None:
     """A tensor that the file lacks is an error: no layer is left random."""
-    _expect_refused(
-        p, "no layer.bias", _tensors(layer_bias=None), "missing", "layer.bias"
-    )
-    _expect_refused(
-        p, "no scale, which is a buffer", _tensors(scale=None), "missing", "scale"
-    )
+    _expect_refused(p, "no layer.bias", _tensors(layer_bias=None), "layer.bias")
+    _expect_refused(p, "no scale, a buffer", _tensors(scale=None), "scale")
 
 
 @_SUITE.property(
@@ -391,7 +556,7 @@ def _missing(p: SimpleNamespace) -> None:
 def _unexpected(p: SimpleNamespace) -> None:
     """A tensor that the model lacks is an error: it was trained with it."""
     tensors = _tensors(layer_gate=_numbers(2))
-    _expect_refused(p, "layer.gate", tensors, "unexpected", "layer.gate")
+    _expect_refused(p, "layer.gate", tensors, "layer.gate")
 
 
 @_SUITE.property(
@@ -461,7 +626,9 @@ def _all_or_nothing(p: SimpleNamespace) -> None:
     hint="the parameter keeps its dtype: copy_ into it, don't replace it",
 )
 def _cast(p: SimpleNamespace) -> None:
-    """Floats are cast to the dtype of the parameter; integers are refused."""
+    """Floats are cast to the dtype of the parameter; integers are refused, and so is
+    float8, whose scales stand elsewhere.
+    """
     with _folder() as folder:
         _write(folder, {name: t.half() for name, t in _tensors().items()})
         for dtype in (torch.float32, torch.bfloat16):
@@ -473,6 +640,10 @@ def _cast(p: SimpleNamespace) -> None:
     whole = _numbers(2).to(torch.int64)
     _expect_refused(
         p, "layer.bias in int64", _tensors(layer_bias=whole), "layer.bias", "int64"
+    )
+    small = _numbers(2).to(torch.float8_e4m3fn)
+    _expect_refused(
+        p, "layer.bias in float8", _tensors(layer_bias=small), "layer.bias", "float8"
     )
 
 
@@ -490,7 +661,7 @@ def _tied(p: SimpleNamespace) -> None:
         same = model.head.weight is model.embed.weight
         expect("tied: is head.weight still embed.weight", same, True)
     given = "not tied, no head.weight"
-    _expect_refused(p, given, _tensors(head_weight=None), "missing", "head.weight")
+    _expect_refused(p, given, _tensors(head_weight=None), "head.weight")
 
 
 @_SUITE.property(
@@ -554,7 +725,74 @@ def _still_meta(p: SimpleNamespace) -> None:
     with _folder() as folder:
         _write(folder, _tensors())
         call = lambda: p.load_weights(model, folder)  # noqa: E731
-        expect_error("a model on the meta device", call, ValueError, "meta")
+        expect_error("a model on the meta device", call, ValueError)
+
+
+class _Wrapped(nn.Module):
+    """A `_Model` called "model", as in a language model."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = _Model()
+
+
+@_SUITE.property(
+    "load_weights", hint="who saved only the backbone left out the name of the whole"
+)
+def _backbone(p: SimpleNamespace) -> None:
+    """Names without the leading "model." load, and no tensor comes under both names."""
+    for given, prefix in (("'model.'", "model."), ("nothing", "")):
+        with _folder() as folder:
+            _write(folder, {prefix + name: t for name, t in _tensors().items()})
+            wrapped = _Wrapped()
+            p.load_weights(wrapped, folder)
+            _expect_loaded(f"{given} before the names", wrapped.model, _tensors())
+    with _folder() as folder:
+        _write(folder, {**_tensors(), "model.scale": _numbers(2)})
+        call = lambda: p.load_weights(_Wrapped(), folder)  # noqa: E731
+        expect_error("scale and model.scale", call, ValueError, "model.scale")
+
+
+@_SUITE.property(
+    "load_weights", hint="old exports hold tables that the model computes for itself"
+)
+def _old_tables(p: SimpleNamespace) -> None:
+    """A table of angles, …rotary_emb.inv_freq, is left out; any other name isn't."""
+    old = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    with _folder() as folder:
+        _write(folder, {**_tensors(), old: _numbers(4)})
+        model = _Model()
+        p.load_weights(model, folder)
+        _expect_loaded(f"{old} too", model, _tensors())
+    for other in ("inv_freq_scale", "rotary_emb.cos", "inv_freq"):
+        tensors = {**_tensors(), other: _numbers(4)}
+        _expect_refused(p, f"{other} too", tensors, other)
+
+
+@_SUITE.property("load_weights", hint="read what config.json says of the weights first")
+def _quantized(p: SimpleNamespace) -> None:
+    """Quantized weights are refused by the method's name, even where they would fit."""
+    settings = {"quantization_config": {"quant_method": "awq"}}
+    with _folder(config=settings) as folder:
+        _write(folder, _tensors())
+        call = lambda: p.load_weights(_Model(), folder)  # noqa: E731
+        expect_error("config.json says awq", call, ValueError, "awq")
+
+
+@_SUITE.property("check_layers", hint="the names of the tensors hold the numbers")
+def _layers(p: SimpleNamespace) -> None:
+    """The config's number of layers is held to the weights', by the names alone."""
+    names = [f"model.layers.{i}.norm" for i in range(11)]
+    with _folder(config={}) as folder:
+        _write(folder, {name: _numbers(1) for name in [*names, "model.embed"]})
+        p.check_layers(folder, 11)
+        for count in (10, 12, 2**31 - 1):
+            call = lambda count=count: p.check_layers(folder, count)  # noqa: E731
+            given = f"weights of layers 0 to 10, {count} in the config"
+            expect_error(given, call, ValueError, "11", str(count))
+    with _folder(config={}) as folder:
+        _write(folder, {"embed": _numbers(1)})
+        expect("weights without layers, 5", p.check_layers(folder, 5), None)
 
 
 # ----- the peer
@@ -673,21 +911,71 @@ def _hf_model(p: SimpleNamespace) -> None:
     hint="from_pretrained knows what it didn't load: which argument makes it tell you?",
 )
 def _hf_strict(p: SimpleNamespace) -> None:
-    """The model is loaded as strictly: a missing or unexpected tensor is a ValueError
-    that names it, and all of them stand in it.
+    """The model is loaded as strictly: a missing, unexpected or misshapen tensor is a
+    ValueError that names it.
     """
     norm, other = "model.norm.weight", "model.norm.scale"
     for given, without, extra, words in (
-        (f"no {norm}", [norm], [], ["missing", norm]),
-        (f"{other} too", [], [other], ["unexpected", other]),
+        (f"no {norm}", [norm], [], [norm]),
+        (f"{other} too", [], [other], [other]),
         (f"{norm} is called {other}", [norm], [other], [norm, other]),
+        (f"{norm} is [5]", [norm], [norm], [norm, "[5]", "[4]"]),
     ):
         with _hf_checkpoint() as folder:
             tensors = {n: t for n, t in _hf_tensors().items() if n not in without}
-            _write(folder, {**tensors, **{name: _numbers(4) for name in extra}})
+            more = {name: _numbers(5 if name == norm else 4) for name in extra}
+            _write(folder, {**tensors, **more})
             loader = p.ModelLoader(ModelConfig(str(folder)))
             call = lambda loader=loader: type(loader.load_model("cpu"))  # noqa: E731
             expect_error(given, call, ValueError, *words)
+
+
+@_SUITE.property("ModelLoader", hint="transformers has a rule of its own: tell it")
+def _same_files(p: SimpleNamespace) -> None:
+    """With an index and a single file side by side it loads what weight_files says."""
+    with _hf_checkpoint() as folder:
+        _write(folder, {n: t + 1 for n, t in _hf_tensors().items()}, "a.safetensors")
+        _index(folder, dict.fromkeys(_hf_tensors(), "a.safetensors"))
+        config = ModelConfig(str(folder), dtype="float32")
+        model = p.ModelLoader(config).load_model("cpu")
+        wanted = {n: t + 1 for n, t in _hf_tensors().items()}
+        given = f"the index names a.safetensors, {_WEIGHTS} stands beside it"
+        _expect_loaded(given, model, wanted)
+
+
+@_SUITE.property(
+    "ModelLoader", hint="what is refused for our model is refused here too"
+)
+def _hf_refuses(p: SimpleNamespace) -> None:
+    """Quantized weights, float8 and a wrong number of layers are ValueErrors."""
+    norm = "model.norm.weight"
+    small = {norm: _hf_tensors()[norm].to(torch.float8_e4m3fn)}
+    for given, changes, tensors, words in (
+        ("awq", {"quantization_config": {"quant_method": "awq"}}, {}, ["awq"]),
+        (f"{norm} in float8", {}, small, [norm]),
+        ("2**31 - 1 layers", {"num_hidden_layers": 2**31 - 1}, {}, [str(2**31 - 1)]),
+    ):
+        with _hf_checkpoint() as folder:
+            text = json.dumps({**_SIZES, **changes})
+            (folder / "config.json").write_text(text, encoding="utf-8")
+            _write(folder, {**_hf_tensors(), **tensors})
+            loader = p.ModelLoader(ModelConfig(str(folder)))
+            call = lambda loader=loader: type(loader.load_model("cpu"))  # noqa: E731
+            expect_error(given, call, ValueError, *words)
+
+
+@_SUITE.property(
+    "ModelLoader", hint="a broken file of the tokenizer: which one was it?"
+)
+def _hf_tokenizer(p: SimpleNamespace) -> None:
+    """A tokenizer that can't be read is a ValueError that names the file."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        for what, text in _BROKEN:
+            with _hf_checkpoint() as folder:
+                (folder / name).write_text(text, encoding="utf-8")
+                loader = p.ModelLoader(ModelConfig(str(folder)))
+                call = lambda made=loader: type(made.load_tokenizer())  # noqa: E731
+                expect_error(f"{name} {what}", call, ValueError, name)
 
 
 @_SUITE.property("ModelLoader", hint="keep the answer on the loader, not on the config")
@@ -904,7 +1192,7 @@ def _saved(p: SimpleNamespace, tensors: dict[str, Tensor], limit: int) -> Any:
         p.save_sharded(tensors, folder, limit)
         if not (folder / _INDEX).is_file():
             fail(f"{len(tensors)} tensors, limit {limit}", "no index", _INDEX)
-        index = json.loads((folder / _INDEX).read_text())
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
         files = {file.name: load_file(file) for file in package.weight_files(folder)}
     return index, files
 

@@ -6,6 +6,7 @@ that stretches a bias, one that lets the last shard win.
 
 import ast
 import json
+import os
 from pathlib import Path
 from unittest import mock
 
@@ -67,22 +68,48 @@ def _package_with(**changes):
 
 ORIGINAL_LOAD, ORIGINAL_MISFITS = package.load_weights, package.misfits
 ORIGINAL_STORED, ORIGINAL_FILES = package.stored_tensors, package.weight_files
+ORIGINAL_REFUSE, ORIGINAL_NAMES = package._refuse, package.under_our_names
 
 
-def _silent_about(*kinds):
-    def misfits(wanted, stored):
-        lines = ORIGINAL_MISFITS(wanted, stored)
-        return [line for line in lines if not line.startswith(kinds)]
+def _silent_about(kind, word=""):
+    def refuse(path, problems):
+        silent = [p for p in problems if p.startswith(kind) and word in p]
+        ORIGINAL_REFUSE(path, [p for p in problems if p not in silent])
 
-    return misfits
+    return _package_with(_refuse=refuse)
 
 
-missing_is_fine = _package_with(misfits=_silent_about("missing"))
-bias_is_stretched = _package_with(misfits=_silent_about("misshapen"))
-integers_are_cast = _package_with(misfits=_silent_about("wrong dtype"))
-last_shard_wins = _package_with(misfits=_silent_about("twice"))
-meta_is_fine = _package_with(misfits=_silent_about("no memory"))
-first_problem_only = _package_with(misfits=lambda w, s: ORIGINAL_MISFITS(w, s)[:1])
+missing_is_fine = _silent_about("missing")
+bias_is_stretched = _silent_about("misshapen")
+integers_are_cast = _silent_about("wrong dtype", "int")
+float8_is_a_float = _silent_about("wrong dtype", "float8")
+last_shard_wins = _silent_about("twice")
+meta_is_fine = _silent_about("no memory")
+first_problem_only = _package_with(_refuse=lambda p, all_: ORIGINAL_REFUSE(p, all_[:1]))
+quantized_is_fine = _package_with(refuse_quantized=lambda path: None)
+only_gptq_is_refused = _package_with(_QUANTIZED={}, quantization_config=lambda path: (
+    {"quant_method": "gptq"} if (path / "quantize_config.json").is_file() else None
+))  # fmt: skip
+the_whole_name_or_none = _package_with(
+    under_our_names=lambda wanted, stored: [
+        each for each in stored if not each[0].endswith(package._COMPUTED)
+    ]
+)
+old_tables_are_unexpected = _package_with(_COMPUTED="no such name")
+any_name_with_inv_freq_goes = _package_with(
+    under_our_names=lambda wanted, stored: [
+        each
+        for each in ORIGINAL_NAMES(wanted, stored)
+        if each[0] in wanted or "inv_freq" not in each[0]
+    ]
+)
+
+
+def _strange_ones_go(wanted, stored):
+    return [each for each in ORIGINAL_NAMES(wanted, stored) if each[0] in wanted]
+
+
+what_nobody_wants_goes = _package_with(under_our_names=_strange_ones_go)
 tied_head_is_required = _package_with(tied_names=lambda wanted: {})
 first_shard_only = _package_with(weight_files=lambda path: ORIGINAL_FILES(path)[:1])
 
@@ -137,20 +164,56 @@ def cut_off_is_safetensors_error(model, path):
 # ----- mutants of the rest
 
 
+def the_index_leads_anywhere(path):
+    if (path / INDEX).is_file():
+        found = package.read_json(path / INDEX)
+        if not found.get("weight_map"):
+            return ORIGINAL_FILES(path)
+        names = sorted(set(found["weight_map"].values()))
+        if all((path / str(name)).is_file() for name in names):
+            return [path / name for name in names]
+    return ORIGINAL_FILES(path)
+
+
+def dots_are_refused_alone(path):
+    files = the_index_leads_anywhere(path)
+    if any(".." in file.parts for file in files):
+        raise ValueError(f"{INDEX}: {files}")
+    return files
+
+
+def links_are_outside(path):
+    files = ORIGINAL_FILES(path)
+    for file in files:
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{INDEX}: {file}")
+    return files
+
+
+def the_index_is_trusted(path):
+    if (path / INDEX).is_file():
+        json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+    return ORIGINAL_FILES(path)
+
+
 def every_safetensors_file(path):
     return sorted(path.glob("*.safetensors"))
 
 
 def shards_unchecked(path):
     if (path / INDEX).is_file():
-        names = json.loads((path / INDEX).read_text())["weight_map"].values()
+        names = json.loads((path / INDEX).read_text(encoding="utf-8"))[
+            "weight_map"
+        ].values()
         return [path / name for name in sorted(set(names))]
     return ORIGINAL_FILES(path)
 
 
 def a_file_for_each_tensor(path):
     if (path / INDEX).is_file():
-        names = json.loads((path / INDEX).read_text())["weight_map"].values()
+        names = json.loads((path / INDEX).read_text(encoding="utf-8"))[
+            "weight_map"
+        ].values()
         return [path / name for name in sorted(names)]
     return ORIGINAL_FILES(path)
 
@@ -179,7 +242,9 @@ def first_of_several(path):
 
 def _ids(path, file):
     value = (
-        json.loads(path.joinpath(file).read_text()) if (path / file).is_file() else {}
+        json.loads(path.joinpath(file).read_text(encoding="utf-8"))
+        if (path / file).is_file()
+        else {}
     )
     ids = value.get("eos_token_id")
     return ids if isinstance(ids, list) else [ids]
@@ -212,6 +277,150 @@ def ends_without_the_tokenizers(path, tokenizer):
     found = _ids(path, "generation_config.json")
     found = found if found != [None] else _ids(path, "config.json")
     return tuple(sorted(set(found) - {None})) or (tokenizer.eos_token_id,)
+
+
+def ends_of_any_type(path, tokenizer):
+    found = _ids(path, "generation_config.json")
+    found = found if found != [None] else _ids(path, "config.json")
+    return tuple({*found, tokenizer.eos_token_id} - {None})
+
+
+def ends_made_to_ints(path, tokenizer):
+    return tuple(sorted(map(int, ends_of_any_type(path, tokenizer))))
+
+
+def ends_that_may_be_true(path, tokenizer):
+    found = ends_of_any_type(path, tokenizer)
+    if not all(isinstance(i, int) and i >= 0 for i in found):
+        raise ValueError(f"generation_config.json: {found} {_ids(path, found)}")
+    return tuple(sorted(found))
+
+
+ORIGINAL_DEFAULTS = package.default_sampling_params
+
+
+def _defaults_of(change):
+    """The package's, after the file was changed by `change`."""
+
+    def default_sampling_params(path):
+        file = path / "generation_config.json"
+        if file.is_file():
+            config = json.loads(file.read_text(encoding="utf-8"))
+            file.write_text(json.dumps(change(config)), encoding="utf-8")
+        return ORIGINAL_DEFAULTS(path)
+
+    default_sampling_params.__name__ = change.__name__
+    return default_sampling_params
+
+
+def no_defaults(path):
+    return package.SamplingParams()
+
+
+@_defaults_of
+def new_tokens_are_forgotten(config):
+    return {**config, "max_new_tokens": None}
+
+
+@_defaults_of
+def zero_is_absent(config):
+    return {name: value for name, value in config.items() if value}
+
+
+@_defaults_of
+def sampling_off_is_greedy(config):
+    return config if config.get("do_sample", True) else {**config, "temperature": 0}
+
+
+@_defaults_of
+def without_do_sample_it_is_greedy(config):
+    return {"temperature": 0, **config}
+
+
+@_defaults_of
+def without_min_p(config):
+    return {**config, "min_p": None}
+
+
+def every_key_is_a_parameter(path):
+    file = path / "generation_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return package.SamplingParams(**config)
+
+
+def bad_defaults_without_the_file(path):
+    try:
+        return ORIGINAL_DEFAULTS(path)
+    except ValueError as error:
+        raise ValueError("top_p is 7") from error
+
+
+ORIGINAL_QUANTIZATION = package.quantization_config
+
+
+def config_alone_tells(path):
+    with mock.patch.object(package, "_QUANTIZED", {}):
+        return ORIGINAL_QUANTIZATION(path)
+
+
+def files_alone_tell(path):
+    found = ORIGINAL_QUANTIZATION(path)
+    return found if any((path / n).is_file() for n in package._QUANTIZED) else None
+
+
+def the_file_names_the_method(path):
+    for name, method in package._QUANTIZED.items():
+        if (path / name).is_file():
+            return {"quant_method": method}
+    return ORIGINAL_QUANTIZATION(path)
+
+
+def method_as_it_is_written(path):
+    found = ORIGINAL_QUANTIZATION(path)
+    return found and {**found, "quant_method": found["quant_method"].upper()}
+
+
+def an_empty_config_is_one(path):
+    return ORIGINAL_QUANTIZATION(path) or {"quant_method": "unknown"}
+
+
+def method_alone(path):
+    found = ORIGINAL_QUANTIZATION(path)
+    return found and {"quant_method": found["quant_method"]}
+
+
+def _numbers_of(path):
+    names = [name for name, _, _ in ORIGINAL_STORED(ORIGINAL_FILES(path))]
+    return [name.split(".")[2] for name in names if ".layers." in name]
+
+
+def layers_are_counted_from_one(path, count):
+    numbers = list(map(int, _numbers_of(path)))
+    if numbers and max(numbers) != count:
+        raise ValueError(f"{count}, not {max(numbers)}")
+
+
+def layers_in_the_order_of_letters(path, count):
+    numbers = _numbers_of(path)
+    if numbers and int(max(numbers)) + 1 != count:
+        raise ValueError(f"{count}, not {int(max(numbers)) + 1}")
+
+
+def more_layers_than_there_are(path, count):
+    numbers = list(map(int, _numbers_of(path)))
+    if numbers and max(numbers) + 1 < count:
+        raise ValueError(f"{count}, not {max(numbers) + 1}")
+
+
+def no_layers_is_a_number_too(path, count):
+    there = max(map(int, _numbers_of(path)), default=-1) + 1
+    if there != count:
+        raise ValueError(f"{count}, not {there}")
+
+
+def many_layers_are_wrong(path, count):
+    if count > 1000:
+        raise ValueError(f"{count} layers, not 11")
 
 
 def dtype_guessed(config):
@@ -270,7 +479,40 @@ def only_oserror_is_caught(model):
 
 
 def config_without_its_name(path):
-    return json.loads((path / "config.json").read_text())
+    return json.loads((path / "config.json").read_text(encoding="utf-8"))
+
+
+def config_of_any_kind(path):
+    file = path / "config.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def config_in_latin_1(path):
+    file = path / "config.json"
+    found = package.read_config(path)
+    return found and json.loads(file.read_text(encoding="latin-1"))
+
+
+def config_may_be_empty(path):
+    return package.read_json(path / "config.json")
+
+
+def config_may_be_a_pipe(path):
+    with mock.patch.object(package, "regular", lambda file: file):
+        return package.read_config(path)
+
+
+def a_tilde_of_nobody(model):
+    Path(model).expanduser()
+    return package.resolve_checkpoint(model)
+
+
+def any_length_of_a_name(model):
+    os.stat(model) if len(str(model)) > 1000 else None
+    return package.resolve_checkpoint(model)
 
 
 class PadsOnTheRight(package.ModelLoader):
@@ -337,6 +579,57 @@ TellsOneKindOnly = _changes_what_is_found(
 )
 
 
+class PrefersTheSingleFile(package.ModelLoader):
+    def load_model(self, device=None):
+        path = Path(self.model_config.model)
+        if (path / "model.safetensors").is_file():
+            (path / INDEX).unlink(missing_ok=True)
+        return super().load_model(device)
+
+
+def _loads_with(**changes):
+    class Mutant(package.ModelLoader):
+        def load_model(self, device=None):
+            with mock.patch.multiple(package, **changes):
+                return super().load_model(device)
+
+    return Mutant
+
+
+LoadsQuantized = _loads_with(refuse_quantized=lambda path: None)
+# transformers builds them all before it looks; here it is spared that.
+CountsNoLayers = _loads_with(check_layers=lambda path, count: _built_for_hours(count))
+ReadsFloat8AsItIs = _loads_with(_FLOATS=(*package._FLOATS, torch.float8_e4m3fn))
+ShapesAreNotCompared = _loads_with(
+    misfits=lambda wanted, stored: [
+        line
+        for line in ORIGINAL_MISFITS(wanted, stored)
+        if not line.startswith("misshapen")
+    ]
+)
+
+
+def _built_for_hours(count):
+    if count > 1000:
+        raise RuntimeError("these are built for hours")
+
+
+class TheTokenizersErrorPasses(package.ModelLoader):
+    def load_tokenizer(self):
+        try:
+            return super().load_tokenizer()
+        except ValueError as error:
+            raise error.__cause__ or error.__context__ or error from None
+
+
+class TheTokenizersFileIsNotNamed(package.ModelLoader):
+    def load_tokenizer(self):
+        try:
+            return super().load_tokenizer()
+        except ValueError as error:
+            raise ValueError("the tokenizer is broken") from error
+
+
 class TrustsTransformers(package.ModelLoader):
     """As it was once: the report goes to stderr, and the tensor stays random."""
 
@@ -375,26 +668,49 @@ MUTANTS = {
         first_problem_only, tied_head_is_required, first_shard_only, unexpected_is_fine,
         buffers_are_forgotten, shapes_by_count, copies_before_it_judges,
         parameters_are_replaced, tied_copy_is_not_compared,
-        cut_off_is_safetensors_error,
+        cut_off_is_safetensors_error, float8_is_a_float, quantized_is_fine,
+        only_gptq_is_refused, the_whole_name_or_none, old_tables_are_unexpected,
+        any_name_with_inv_freq_goes, what_nobody_wants_goes,
+    ],
+    "check_layers": [
+        layers_are_counted_from_one, layers_in_the_order_of_letters,
+        more_layers_than_there_are, no_layers_is_a_number_too, many_layers_are_wrong,
+    ],
+    "default_sampling_params": [
+        no_defaults, new_tokens_are_forgotten, zero_is_absent,
+        without_do_sample_it_is_greedy, without_min_p, every_key_is_a_parameter,
+        bad_defaults_without_the_file, sampling_off_is_greedy,
+    ],
+    "quantization_config": [
+        config_alone_tells, files_alone_tell, the_file_names_the_method,
+        method_as_it_is_written, an_empty_config_is_one, method_alone,
     ],
     "weight_files": [
         every_safetensors_file, shards_unchecked, a_file_for_each_tensor,
         pickles_as_last_resort, only_bin_is_a_pickle, first_of_several,
+        the_index_leads_anywhere, dots_are_refused_alone, links_are_outside,
+        the_index_is_trusted,
     ],
     "eos_token_ids": [
         ends_of_the_tokenizer, ends_without_zero, ends_of_both_files,
         ends_of_the_first_file_that_exists, ends_without_the_tokenizers,
+        ends_of_any_type, ends_made_to_ints, ends_that_may_be_true,
     ],
     "checkpoint_dtype": [dtype_guessed, dtype_of_the_old_key, dtype_null_counts],
     "resolve_checkpoint": [
         any_directory, anything_is_a_hub_name, downloads_everything,
-        only_oserror_is_caught,
+        only_oserror_is_caught, a_tilde_of_nobody, any_length_of_a_name,
     ],
-    "read_config": [config_without_its_name],
+    "read_config": [
+        config_without_its_name, config_of_any_kind, config_in_latin_1,
+        config_may_be_empty, config_may_be_a_pipe,
+    ],
     "ModelLoader": [
         PadsOnTheRight, PadsWithTheEndAlways, ChangesTheConfig, ForgetsTheLength,
         StaysInTraining, AlwaysFloat32, CountsTiedTwice, LeavesMissingRandom,
-        DropsTheUnexpected, TellsOneKindOnly, TrustsTransformers,
+        DropsTheUnexpected, TellsOneKindOnly, TrustsTransformers, PrefersTheSingleFile,
+        LoadsQuantized, CountsNoLayers, ReadsFloat8AsItIs, ShapesAreNotCompared,
+        TheTokenizersErrorPasses, TheTokenizersFileIsNotNamed,
     ],
     "get_model_and_tokenizer": [tokenizer_first, tokenizer_as_it_comes],
 }  # fmt: skip
@@ -421,7 +737,7 @@ def test_the_suite_rejects(name, mutant, capsys):
 
 @pytest.mark.parametrize(
     "mutant",
-    [LeavesMissingRandom, DropsTheUnexpected, TellsOneKindOnly, TrustsTransformers],
+    [LeavesMissingRandom, DropsTheUnexpected, TellsOneKindOnly],
     ids=name_of,
 )
 def test_a_loose_peer_fails_that_property_alone(mutant, capsys):
@@ -531,7 +847,7 @@ def _save(groups, folder, total=True):
         file = f"shard-{i}.safetensors"
         save_file({name: t.contiguous() for name, t in group.items()}, folder / file)
         index["weight_map"] |= dict.fromkeys(group, file)
-    (folder / INDEX).write_text(json.dumps(index))
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
 def _untied(tensors):
@@ -572,8 +888,10 @@ def saves_without_an_index(tensors, folder, limit):
 
 def saves_without_the_size(tensors, folder, limit):
     SOLVED["save_sharded"](tensors, folder, limit)
-    index = json.loads((folder / INDEX).read_text())
-    (folder / INDEX).write_text(json.dumps({"weight_map": index["weight_map"]}))
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    (folder / INDEX).write_text(
+        json.dumps({"weight_map": index["weight_map"]}), encoding="utf-8"
+    )
 
 
 EXERCISE_MUTANTS = {

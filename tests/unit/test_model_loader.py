@@ -11,9 +11,13 @@ from safetensors.torch import load_file, save_file
 from folovllm_lite import ModelConfig, ModelLoader, get_model_and_tokenizer
 from folovllm_lite.model_loader import (
     EMBEDDED_MODEL,
+    check_layers,
     checkpoint_dtype,
+    default_sampling_params,
     eos_token_ids,
     load_weights,
+    quantization_config,
+    read_config,
     resolve_checkpoint,
     weight_files,
 )
@@ -36,7 +40,11 @@ def path(original, tmp_path):
 
 
 def load(path):
-    model = Qwen3(Qwen3Config.from_hf(json.loads((path / "config.json").read_text())))
+    model = Qwen3(
+        Qwen3Config.from_hf(
+            json.loads((path / "config.json").read_text(encoding="utf-8"))
+        )
+    )
     load_weights(model, path)
     return model
 
@@ -75,7 +83,7 @@ def test_one_message_lists_all_that_does_not_fit(path):
         "missing: model.norm.weight",
         "unexpected: model.extra.weight",
         "wrong dtype: model.layers.1.self_attn.q_norm.weight is torch.int64, "
-        "not a float",
+        "no plain float",
     ]
 
 
@@ -91,7 +99,7 @@ def split(path, **extra):
         save_file(tensors | (extra if file[0] == "b" else {}), path / file)
         index |= dict.fromkeys(part, file)
     target = path / "model.safetensors.index.json"
-    target.write_text(json.dumps({"weight_map": index}))
+    target.write_text(json.dumps({"weight_map": index}), encoding="utf-8")
 
 
 def test_shards_give_what_the_single_file_gives(path, original):
@@ -186,6 +194,119 @@ def test_a_directory_is_resolved_to_itself(path):
     assert resolve_checkpoint(path) == path
     with pytest.raises(FileNotFoundError, match="no config.json"):
         resolve_checkpoint(path.parent)
+
+
+# ----- checkpoints that users really had
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_old_tables_and_names_of_the_backbone_load(tmp_path, family):
+    """Llama exports of 2023 carry inv_freq; a saved AutoModel has no "model."."""
+    path = make_checkpoint(tmp_path / "model", family)
+    whole = Qwen3.from_pretrained(path, device="cpu").state_dict()
+    tensors = load_file(path / WEIGHTS)
+    old = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    save_file({**tensors, old: torch.ones(8)}, path / WEIGHTS, {"format": "pt"})
+    config = ModelConfig(str(path))
+    peer = ModelLoader(config).load_model("cpu").state_dict()
+    for found in (Qwen3.from_pretrained(path, device="cpu").state_dict(), peer):
+        assert all(torch.equal(found[name], whole[name]) for name in whole)
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(bare, path / WEIGHTS, {"format": "pt"})
+    found = Qwen3.from_pretrained(path, device="cpu").state_dict()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid 5", "Git LFS pointer"),
+        ("<!DOCTYPE html>", "web page"),
+        ("", "empty"),
+        ('{"a": 1', "cut off"),
+        ("[" * 100_000, "nested"),
+        ("[1]", "list"),
+        ("{}", "empty object"),
+    ],
+)
+def test_a_broken_file_is_named_with_what_it_looks_like(path, text, words):
+    (path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"config.json .*{words}"):
+        read_config(path)
+    if words in ("Git LFS pointer", "web page", "empty", "cut off"):
+        (path / "config.json").unlink()
+        (path / WEIGHTS).write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"{WEIGHTS} .*{words}"):
+            load_weights(torch.nn.Linear(1, 1), path)
+
+
+def test_sizes_that_nobody_has_are_refused_before_they_are_built(path):
+    """2**31 layers once were built for hours, a terabyte was asked for."""
+    for name, value in (
+        ("num_hidden_layers", 2**31 - 1),
+        ("intermediate_size", 2**31 - 1),
+        ("vocab_size", 2**31 - 1),
+    ):
+        old = read_config(path)[name]
+        edit_json(path / "config.json", **{name: value})
+        with pytest.raises(ValueError, match=str(value)):
+            get_model_and_tokenizer(ModelConfig(str(path)), "cpu")
+        edit_json(path / "config.json", **{name: old})
+    check_layers(path, 2)
+
+
+def test_quantized_weights_are_refused_by_the_methods_name(path):
+    (path / "quantize_config.json").write_text('{"bits": 4}', encoding="utf-8")
+    assert quantization_config(path) == {"bits": 4, "quant_method": "gptq"}
+    for load_it in (
+        lambda: load(path),
+        lambda: get_model_and_tokenizer(ModelConfig(str(path)), "cpu"),
+    ):
+        with pytest.raises(ValueError, match="quantized .gptq."):
+            load_it()
+
+
+def test_float8_without_its_scales_is_refused(path):
+    norm = "model.norm.weight"
+    change(path, **{norm: load_file(path / WEIGHTS)[norm].to(torch.float8_e4m3fn)})
+    for load_it in (
+        lambda: load(path),
+        lambda: get_model_and_tokenizer(ModelConfig(str(path)), "cpu"),
+    ):
+        with pytest.raises(ValueError, match="model.norm.weight is torch.float8"):
+            load_it()
+
+
+def test_both_loaders_take_the_index_and_not_the_file_beside_it(path, original):
+    tensors = load_file(path / WEIGHTS)
+    split(path)
+    (path / "model.safetensors.index.json").write_text(
+        json.dumps(
+            {
+                "metadata": {},
+                **json.loads(
+                    (path / "model.safetensors.index.json").read_text(encoding="utf-8")
+                ),
+            }
+        ),
+        encoding="utf-8",
+    )
+    other = {name: tensor + 1 for name, tensor in tensors.items()}
+    save_file(other, path / WEIGHTS, {"format": "pt"})
+    peer = ModelLoader(ModelConfig(str(path))).load_model("cpu").state_dict()
+    for found in (load(path).state_dict(), peer):
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_the_defaults_of_a_checkpoint_are_vllms(path):
+    file = path / "generation_config.json"
+    edit_json(file, temperature=0.6, top_k=20, top_p=0.95, max_new_tokens=7)
+    found = default_sampling_params(path)
+    assert (found.temperature, found.top_k, found.top_p) == (0.6, 20, 0.95)
+    assert found.max_tokens == 7
+    edit_json(file, temperature="warm")
+    with pytest.raises(ValueError, match="generation_config.json: temperature.*warm"):
+        default_sampling_params(path)
 
 
 # ----- the peer: transformers behind ModelLoader
