@@ -114,7 +114,6 @@ UNTAUGHT: dict[str, int | str] = {
 # of them, marked final cells). It only gets shorter: a test wants an entry removed as
 # soon as its lesson keeps the rules.
 LONG = {
-    "05_model_loading.ipynb",
     "07_kv_cache.ipynb",
     "08_text_in_text_out.ipynb",
     "09_generation_loop.ipynb",
