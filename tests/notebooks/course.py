@@ -115,7 +115,6 @@ UNTAUGHT: dict[str, int | str] = {
 # soon as its lesson keeps the rules.
 LONG = {
     "07_kv_cache.ipynb",
-    "08_text_in_text_out.ipynb",
     "09_generation_loop.ipynb",
 }
 
