@@ -4,9 +4,11 @@
 generates, chats and streams with it.
 """
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from folovllm_lite.generation import RequestState
 from folovllm_lite.model_loader import (
     EMBEDDED_MODEL,
     ModelLoader,
+    default_sampling_params,
     eos_token_ids,
     resolve_checkpoint,
 )
@@ -272,7 +275,10 @@ class LLM:
             preemption_mode=preemption_mode,
         )
         config = EngineConfig(self.model_config, cache_config, scheduler_config)
-        self.llm_engine = make_engine(config, device, quantization)
+        path = resolve_checkpoint(self.model_config.model)
+        self._default_params = default_sampling_params(path)
+        with _usual_device():
+            self.llm_engine = make_engine(config, device, quantization)
         # Whom to tell when a step has changed a request, by request_id.
         self._watchers: dict[str, Callable[[RequestState], None]] = {}
         self._lock = threading.RLock()
@@ -300,6 +306,10 @@ class LLM:
         """The tokenizer, of `transformers`."""
         return self.llm_engine.tokenizer
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What counts where none are given: the checkpoint's generation_config.json."""
+        return copy.deepcopy(self._default_params)
+
     def generate(
         self,
         prompts: Prompt | list[Prompt],
@@ -311,7 +321,8 @@ class LLM:
         Args:
             prompts: one or a list of: a string, {"prompt": string},
                 {"prompt_token_ids": ids}.
-            sampling_params: one for all, or one for each; None is `SamplingParams()`.
+            sampling_params: one for all, or one for each; None is
+                `get_default_sampling_params()`.
             use_tqdm: show a progress bar if there are several prompts.
 
         Raises:
@@ -322,41 +333,64 @@ class LLM:
 
     def chat(
         self,
-        messages: list[dict[str, str]] | list[list[dict[str, str]]],
+        messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer conversations, each a list of {"role": ..., "content": ...}.
 
-        Args and errors are those of `generate`; one conversation counts as a list of
-        one.
+        Args and errors are those of `generate` and of `InputProcessor.chat`; one
+        conversation counts as a list of one.
         """
         several = (
             isinstance(messages, list) and messages and isinstance(messages[0], list)
         )
         conversations = messages if several else [messages]
         prompts = [
-            self.llm_engine.processor.chat(conversation)
+            self.llm_engine.processor.chat(
+                conversation,
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                chat_template_kwargs=chat_template_kwargs,
+            )
             for conversation in conversations
         ]
         return self._run(self._requests(prompts, sampling_params), use_tqdm)
 
     def stream(
         self,
-        prompt: Prompt | list[dict[str, str]],
+        prompt: Prompt | list[dict[str, Any]],
         params: SamplingParams | None = None,
+        **chat_options: Any,
     ) -> Iterator[RequestOutput]:
         """Generate one prompt, or the answer to one conversation, token by token.
 
         Returns an iterator of growing outputs, one for each token. Errors come from
         this call, before the first of them. The iterator may be dropped at any time.
 
+        Args:
+            prompt: see `generate`, or one conversation.
+            params: how to answer; None is `get_default_sampling_params()`.
+            chat_options: for a conversation, see `InputProcessor.chat`.
+
         Raises:
+            TypeError: also for an option of a conversation beside another prompt.
             ValueError: also for best_of > n: which completions are the best is known
                 only at the end, and what was shown can't be taken back.
         """
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
-            prompt = self.llm_engine.processor.chat(prompt)
+            prompt = self.llm_engine.processor.chat(prompt, **chat_options)
+        elif chat_options:
+            names = ", ".join(chat_options)
+            raise TypeError(f"{names}: only for a conversation, got {prompt!r}")
         (request,) = self._requests([prompt], params)
         asked = request.sampling_params
         if asked.best_of > asked.n:
@@ -401,7 +435,8 @@ class LLM:
 
     def _compute(self) -> bool:
         """One step, of everybody's requests; whether it changed any."""
-        changed = self.llm_engine.compute()
+        with _usual_device():
+            changed = self.llm_engine.compute()
         for state in changed:
             if state.request.request_id in self._watchers:
                 self._watchers[state.request.request_id](state)
@@ -428,7 +463,9 @@ class LLM:
                 )
             params = list(sampling_params)
         else:
-            shared = SamplingParams() if sampling_params is None else sampling_params
+            shared = sampling_params
+            if shared is None:
+                shared = self.get_default_sampling_params()
             params = [shared] * len(prompts)
         return [
             self.llm_engine.check(generate_request_id(), prompt, each)
@@ -465,6 +502,12 @@ class LLM:
         finally:
             self._forget(states)
         return [state.output() for state in states]
+
+
+def _usual_device() -> AbstractContextManager:
+    """Undo `torch.set_default_device` for a while: the parts name their devices."""
+    usual = torch.device("cpu")
+    return nullcontext() if torch.get_default_device() == usual else usual
 
 
 def _count_tokens(state: RequestState) -> int:

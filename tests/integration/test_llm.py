@@ -11,7 +11,7 @@ from folovllm_lite.generation import generate
 from folovllm_lite.model_loader import EMBEDDED_MODEL
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.tiny import corpus
-from tests.helpers import make_checkpoint
+from tests.helpers import edit_json, make_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,9 @@ def test_logprobs_have_vllms_shape(llm):
     for token_id, found in zip(output.token_ids, output.logprobs, strict=True):
         assert list(found)[0] == token_id and len(found) == 3
         assert [item.rank for item in found.values()] == [1, 2, 3]
-        assert found[token_id].decoded_token == llm.get_tokenizer().decode([token_id])
+    pairs = zip(output.token_ids, output.logprobs, strict=True)
+    shown = "".join(found[token_id].decoded_token for token_id, found in pairs)
+    assert output.text.startswith(shown)  # the end adds what was half a character
     total = sum(
         f[t].logprob for t, f in zip(output.token_ids, output.logprobs, strict=True)
     )
@@ -399,3 +401,56 @@ def test_a_script_may_say_off_and_one(tmp_path):
 def test_what_is_not_here_is_refused_by_name_before_anything_is_loaded(option, error):
     with pytest.raises(error, match=next(iter(option))):
         LLM("no/such/model", **option)
+
+
+# ----- what vLLM's users bring along
+
+
+HELLO = [{"role": "user", "content": "What is 2 + 3?"}]
+
+
+def test_the_checkpoint_says_how_to_sample_where_nobody_else_does(tmp_path):
+    path = make_checkpoint(tmp_path / "model")
+    edit_json(path / "generation_config.json", temperature=0.0, max_new_tokens=5)
+    llm = LLM(str(path), device="cpu")
+    defaults = llm.get_default_sampling_params()
+    assert (defaults.temperature, defaults.max_tokens) == (0, 5)
+    asked = SamplingParams(temperature=0, max_tokens=5)
+    wanted = llm.generate("Once", asked)[0].outputs[0].token_ids
+    assert llm.generate("Once")[0].outputs[0].token_ids == wanted
+    assert [*llm.stream("Once")][-1].outputs[0].token_ids == wanted
+    defaults.max_tokens = 1  # a copy
+    assert llm.get_default_sampling_params().max_tokens == 5
+    assert llm.generate("Once", SamplingParams(temperature=0))[0].outputs[0].token_ids[
+        :5
+    ] == (wanted)
+
+
+def test_chat_takes_vllms_keywords(embedded_llm):
+    greedy = SamplingParams(temperature=0, max_tokens=12)
+    plain = embedded_llm.chat(HELLO, greedy)[0]
+    assert plain.outputs[0].text == "2 + 3 = 5."
+    parts = [{"role": "user", "content": [{"type": "text", "text": "What is 2 + 3?"}]}]
+    assert embedded_llm.chat(parts, greedy, use_tqdm=False)[0].prompt == plain.prompt
+    opened = [*HELLO, {"role": "assistant", "content": "2 + 3 ="}]
+    goes_on = {"add_generation_prompt": False, "continue_final_message": True}
+    made = embedded_llm.chat(opened, greedy, **goes_on)[0]
+    assert made.outputs[0].text == " 5."
+    last = [*embedded_llm.stream(opened, greedy, **goes_on)][-1]
+    assert last.outputs[0].text == " 5."
+    template = "{{ messages[0].content }}{{ mark }}"
+    more = {"chat_template": template, "chat_template_kwargs": {"mark": "!"}}
+    assert embedded_llm.chat(HELLO, greedy, **more)[0].prompt == "What is 2 + 3?!"
+    with pytest.raises(TypeError, match="tools.*conversation"):
+        embedded_llm.stream("Once", greedy, tools=[])
+
+
+def test_a_default_device_of_the_users_changes_nothing(embedded_llm):
+    params = SamplingParams(seed=1, repetition_penalty=1.2, min_tokens=3, logprobs=2)
+    wanted = embedded_llm.generate("Once", params)[0].outputs[0].token_ids
+    torch.set_default_device("meta")
+    try:
+        made = LLM(device="cpu").generate("Once", params)[0]
+    finally:
+        torch.set_default_device(None)
+    assert made.outputs[0].token_ids == wanted
