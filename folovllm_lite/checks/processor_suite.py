@@ -13,6 +13,7 @@ from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 from folovllm_lite.outputs import Logprob
 from folovllm_lite.sampling_params import SamplingParams
 
+
 class _Processor(Suite):
     """A suite that also knows `write`, a method alone."""
 
