@@ -5,8 +5,18 @@
 """
 
 from folovllm_lite.mine.assembly import assemble
+from folovllm_lite.mine.judge import load
 from folovllm_lite.mine.notebooks import Found, MineError, find
 from folovllm_lite.mine.report import differences, run
 from folovllm_lite.mine.workbook import write
 
-__all__ = ["Found", "MineError", "assemble", "differences", "find", "run", "write"]
+__all__ = [
+    "Found",
+    "MineError",
+    "assemble",
+    "differences",
+    "find",
+    "load",
+    "run",
+    "write",
+]

@@ -15,7 +15,7 @@ import types
 from dataclasses import dataclass
 from pathlib import Path
 
-from folovllm_lite.mine.assembly import NAME, read_record, write_record
+from folovllm_lite.mine.assembly import NAME, assemble, read_record, write_record
 from folovllm_lite.mine.notebooks import Found, parts
 from folovllm_lite.mine.pieces import PACKAGE
 
@@ -129,6 +129,16 @@ def engine(out: Path) -> types.ModuleType:
     finally:
         sys.path.pop(0)
     return made
+
+
+def load(found: Found, out: Path) -> types.ModuleType:
+    """Assemble `my_engine` in `out`, judge nothing, and import it.
+
+    Raises:
+        MineError: as `assemble`.
+    """
+    assemble(found, out)
+    return engine(out)
 
 
 @dataclass(frozen=True)
