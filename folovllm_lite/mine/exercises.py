@@ -196,12 +196,51 @@ def _show_packed(engine: ModuleType, packed: Any) -> str:
     return f"four texts in {counts[0]} passes; with yours in {counts[1]}, {same}"
 
 
+def _show_priority(engine: ModuleType, priority_of: Any) -> str:
+    """Steps until the first token, on average, of a crowd that two may run of."""
+    from importlib import import_module
+
+    part = lambda name: import_module(f"{engine.__name__}.{name}")  # noqa: E731
+    config = part("config")
+    made = part("llm").make_engine(
+        config.EngineConfig(
+            config.ModelConfig(str(part("model_loader").EMBEDDED_MODEL)),
+            config.CacheConfig(num_gpu_blocks_override=64),
+            config.SchedulerConfig(max_num_seqs=2),
+        ),
+        device="cpu",
+    )
+    sizes = [(40, 24), (40, 24), *[(4 + i % 3, 4) for i in range(10)]]  # prompt, output
+    means = []
+    for rule in (lambda tokens, arrival: 0, priority_of):
+        for i, (prompt, new) in enumerate(sizes):
+            params = part("sampling_params").SamplingParams(
+                temperature=0, max_tokens=new, ignore_eos=True
+            )
+            ids = [2 + (7 * i + j) % 1500 for j in range(prompt)]
+            made.add_request(
+                str(i), {"prompt_token_ids": ids}, params, rule(prompt + new, 0)
+            )
+        first, steps = {}, 0
+        while made.has_unfinished_requests():
+            steps += 1
+            for output in made.step():
+                if output.outputs[0].token_ids:
+                    first.setdefault(output.request_id, steps)
+        means.append(sum(first.values()) / len(sizes))
+    return (
+        f"12 requests, two at a time: the first token after {means[0]:.1f} steps on "
+        f"average; with yours {means[1]:.1f}"
+    )
+
+
 EXERCISES = {
     each.name: each
     for each in (
         Exercise(7, "PackedContext", "kv_cache", _show_packed),
         Exercise(9, "serve", "generation_exercises", _show_serve),
         Exercise(9, "speculate", "generation_exercises", _show_speculate),
+        Exercise(10, "priority_of", "scheduling_exercises", _show_priority),
     )
 }
 
