@@ -33,6 +33,7 @@ from folovllm_lite.model_loader import (
     ModelLoader,
     checkpoint_dtype,
     misfits,
+    quantization_config,
     read_config,
     resolve_checkpoint,
     stored_tensors,
@@ -180,17 +181,9 @@ def read_quantization(path: Path) -> GPTQConfig | None:
     Raises:
         NotImplementedError: by a method, or in a way, that isn't supported.
     """
-    found = read_config(path).get("quantization_config")
-    older = path / "quantize_config.json"  # as AutoGPTQ wrote it
-    if found is None and older.is_file():
-        try:
-            found = json.loads(older.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{older} is not valid JSON: {error}") from None
+    found = quantization_config(path)
     if found is None:
         return None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: a quantization config is no object: {found!r}")
     try:
         return GPTQConfig.from_hf(found)
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -852,7 +845,7 @@ class _Writer:
         if count > 1:
             whole = {"metadata": {"total_size": self.total}, "weight_map": index}
             (self.folder / "model.safetensors.index.json").write_text(
-                json.dumps(whole, indent=2)
+                json.dumps(whole, indent=2), encoding="utf-8"
             )
 
 
@@ -864,9 +857,11 @@ def _copy_rest(path: Path, made: Path, config: GPTQConfig, report: Report) -> No
             if file.suffix in (".json", ".jinja", ".txt", ".model"):
                 shutil.copyfile(file, made / file.name)
     hf_config = read_config(path) | {"quantization_config": config.to_hf()}
-    (made / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
+    (made / "config.json").write_text(
+        json.dumps(hf_config, indent=2) + "\n", encoding="utf-8"
+    )
     older = json.dumps(config.to_hf(), indent=2) + "\n"
-    (made / "quantize_config.json").write_text(older)
+    (made / "quantize_config.json").write_text(older, encoding="utf-8")
     group = (
         "whole rows" if config.group_size == -1 else f"groups of {config.group_size}"
     )
@@ -875,7 +870,8 @@ def _copy_rest(path: Path, made: Path, config: GPTQConfig, report: Report) -> No
     (made / "README.md").write_text(
         f"# {path.name}, GPTQ in {config.bits} bits\n\nLinear layers by GPTQ, {group}, "
         f"{kind}{order}; embedding, head and norms as they were. Made by "
-        f"`python -m folovllm_lite quantize`.\n\n{report.table()}\n"
+        f"`python -m folovllm_lite quantize`.\n\n{report.table()}\n",
+        encoding="utf-8",
     )
 
 

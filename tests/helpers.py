@@ -54,7 +54,9 @@ def make_tokenizer(directory: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps(settings), encoding="utf-8"
+    )
 
 
 def make_hf_model(family: str, seed: int = 0, **changes):
@@ -85,6 +87,6 @@ def make_checkpoint(directory: Path, family: str = "qwen3", **changes) -> Path:
 
 def edit_json(path: Path, **changes) -> None:
     """Change keys of a JSON file; None removes one."""
-    value = json.loads(path.read_text()) | changes
+    value = json.loads(path.read_text(encoding="utf-8")) | changes
     value = {key: item for key, item in value.items() if item is not None}
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(value), encoding="utf-8")

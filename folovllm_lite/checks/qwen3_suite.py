@@ -1147,7 +1147,9 @@ def _checkpoint(
     stored = {name: t for name, t in tensors.items() if name != without}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "config.json").write_text(json.dumps({**_HF, **changes}))
+        (folder / "config.json").write_text(
+            json.dumps({**_HF, **changes}), encoding="utf-8"
+        )
         save_file({**stored, **(extra or {})}, folder / "model.safetensors")
         yield folder, tensors
 
@@ -1203,8 +1205,10 @@ def _pretrained_dtype(p: SimpleNamespace) -> None:
         ("float32", torch.bfloat16, torch.bfloat16),
     ):
         with _checkpoint() as (folder, _):
-            hf = json.loads((folder / "config.json").read_text())
-            (folder / "config.json").write_text(json.dumps({**hf, "dtype": stored}))
+            hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            (folder / "config.json").write_text(
+                json.dumps({**hf, "dtype": stored}), encoding="utf-8"
+            )
             model = p.Qwen3.from_pretrained(folder, asked, "cpu")
         got = {t.dtype for t in model.parameters()}
         expect(f"config.json says {stored}, dtype={asked}: dtypes", got, {wanted})

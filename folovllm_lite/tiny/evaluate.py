@@ -169,7 +169,7 @@ def card(directory: Path, figures: dict) -> str:
     with safe_open(weights, "pt") as file:
         about = file.metadata()
         parameters = sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())
-    config = json.loads((directory / "config.json").read_text())
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     megabytes = weights.stat().st_size / 1e6
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     lines = [
@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
         for wrong in figures[language]["wrong"]:
             print("answered wrong:", repr(wrong))
     if args.write:
-        (args.model / "README.md").write_text(text)
+        (args.model / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,9 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
         "model_max_length": MAX_POSITIONS,
     }
     _write_json(directory / "tokenizer_config.json", settings)
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE + "\n")
+    (directory / "chat_template.jinja").write_text(
+        CHAT_TEMPLATE + "\n", encoding="utf-8"
+    )
 
 
 def save_model(
@@ -391,7 +393,7 @@ def saved_state(directory: Path) -> dict:
 
 
 def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -20,7 +20,7 @@ def found(tmp_path_factory):
          "--peers", "--out", out],
         check=True, capture_output=True, timeout=300,
     )  # fmt: skip
-    return json.loads(out.read_text())
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def test_every_request_is_served_to_its_last_token(found):

@@ -63,7 +63,7 @@ class Lab:
         for name, values in SETTINGS.items():
             file = tmp_path / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(values))
+            file.write_text(json.dumps(values), encoding="utf-8")
         self.log = tmp_path / "lab.log"
         # PY: the Python of this run, whether it lives in .venv or in conda.
         more = {

@@ -245,13 +245,15 @@ def test_a_hub_name_without_a_network_says_how_to_get_the_model():
 def test_a_directory_without_config_or_weights(tmp_path, path):
     with pytest.raises(FileNotFoundError, match="no config.json"):
         LLM(str(tmp_path))
-    (tmp_path / "config.json").write_text((path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        (path / "config.json").read_text(encoding="utf-8")
+    )
     with pytest.raises(FileNotFoundError, match="no weights"):
         LLM(str(tmp_path), device="cpu")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(ValueError, match="pickles.*pytorch_model.bin"):
         LLM(str(tmp_path), device="cpu")
-    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="not valid JSON"):
         LLM(str(tmp_path), device="cpu")
 
@@ -316,9 +318,9 @@ def test_a_max_model_len_beyond_the_model(path):
 
 def test_no_chat_template(tmp_path):
     bare = make_checkpoint(tmp_path)
-    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    settings = json.loads((bare / "tokenizer_config.json").read_text(encoding="utf-8"))
     del settings["chat_template"]
-    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(ValueError, match="no chat template"):
         LLM(str(bare), device="cpu").chat([{"role": "user", "content": "Hello"}])
 

@@ -128,7 +128,9 @@ def test_nan_leaves_nothing_to_hit_behind(path, monkeypatch):
 
 def test_end_tokens_outside_the_vocabulary_are_refused(tmp_path):
     broken = make_checkpoint(tmp_path)
-    (broken / "generation_config.json").write_text(json.dumps({"eos_token_id": 9999}))
+    (broken / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 9999}), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match="9999.*vocabulary of 320"):
         LLM(str(broken), device="cpu")
 

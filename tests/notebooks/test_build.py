@@ -37,7 +37,7 @@ LIMIT = 4
 def package(tmp_path):
     folder = tmp_path / "folovllm_lite"
     folder.mkdir()
-    (folder / "sampler.py").write_text(MODULE)
+    (folder / "sampler.py").write_text(MODULE, encoding="utf-8")
     return folder
 
 
@@ -104,7 +104,7 @@ def finished(self): ...""",
 
 
 def test_a_class_in_parts_is_synced_method_by_method(package):
-    (package / "sampler.py").write_text(ENGINE)
+    (package / "sampler.py").write_text(ENGINE, encoding="utf-8")
     first, _, rest = PARTS
     tag = "pkg:folovllm_lite.sampler"
     made = notebook([code(first, tag), code(rest, tag), code(first)])
@@ -121,7 +121,9 @@ def test_a_class_in_parts_is_synced_method_by_method(package):
     assert made["cells"][2]["source"] == first, "no final cell: left alone"
     # With the rest in the first part, nothing is lost; and a change arrives.
     made["cells"][0]["source"] += "\n\n    def note(self): ..."
-    (package / "sampler.py").write_text(ENGINE.replace("+= 1", "+= 2"))
+    (package / "sampler.py").write_text(
+        ENGINE.replace("+= 1", "+= 2"), encoding="utf-8"
+    )
     build.sync(made, package)
     assert 'return """two\n        lines"""' in made["cells"][0]["source"]
     assert "self.done += 2" in made["cells"][1]["source"]
@@ -129,7 +131,7 @@ def test_a_class_in_parts_is_synced_method_by_method(package):
 
 
 def test_a_method_that_indentation_would_change_is_refused(package):
-    (package / "sampler.py").write_text(ENGINE)
+    (package / "sampler.py").write_text(ENGINE, encoding="utf-8")
     stub = "@adds_to(Engine)\ndef note(self): ..."
     made = notebook([code(stub, "pkg:folovllm_lite.sampler")])
     with pytest.raises(ValueError, match="note holds a string of several lines"):

@@ -32,10 +32,10 @@ class Row:
 def package(tmp_path):
     folder = tmp_path / "folovllm_lite"
     folder.mkdir()
-    (folder / "__init__.py").write_text("")
-    (folder / "sampler.py").write_text(SAMPLER)
-    (folder / "request.py").write_text("class Request: ...\n")
-    (folder / "config.py").write_text("class ModelConfig: ...\n")
+    (folder / "__init__.py").write_text("", encoding="utf-8")
+    (folder / "sampler.py").write_text(SAMPLER, encoding="utf-8")
+    (folder / "request.py").write_text("class Request: ...\n", encoding="utf-8")
+    (folder / "config.py").write_text("class ModelConfig: ...\n", encoding="utf-8")
     return folder
 
 
@@ -177,7 +177,7 @@ NOTE = "@adds_to(Engine)\ndef _note(self):\n    return self.done\n"
 
 def in_parts(tmp_path, package, *sources):
     """Problems of a lesson whose final cells are these, and what isn't taught."""
-    (package / "sampler.py").write_text(ENGINE)
+    (package / "sampler.py").write_text(ENGINE, encoding="utf-8")
     folder = tmp_path / "notebooks"
     cells = [code(source, "pkg:folovllm_lite.sampler") for source in sources]
     path = write(folder / "03_sampler.ipynb", notebook(cells))

@@ -51,7 +51,9 @@ def read_independently(folder):
     tensors = {}
     for file in folder.glob("*.safetensors"):
         tensors |= load_file(file)
-    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))[
+        "quantization_config"
+    ]
     offset = 0 if config["checkpoint_format"] == "gptq_v2" else 1
     weights = {}
     for name in (n.removesuffix(".qweight") for n in tensors if n.endswith(".qweight")):
@@ -125,11 +127,11 @@ def test_a_checkpoint_is_complete(made):
     there = {file.name for file in folder.iterdir()}
     plain = {file.name for file in EMBEDDED_MODEL.iterdir()}
     assert there == plain | {"quantize_config.json"}
-    config = json.loads((folder / "config.json").read_text())
-    kept = json.loads((EMBEDDED_MODEL / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kept = json.loads((EMBEDDED_MODEL / "config.json").read_text(encoding="utf-8"))
     assert config["quantization_config"]["quant_method"] == "gptq"
     assert {key: config[key] for key in kept} == kept
-    card = (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text(encoding="utf-8")
     assert "groups of 128, symmetric" in card and f"{report.bytes[1]:,} after" in card
     # 4 bits, and 16 + 4 for each group of 128, and where each input belongs.
     before, after = report.bytes
@@ -203,10 +205,10 @@ def test_one_layer_at_a_time_is_in_memory(tmp_path, monkeypatch):
 
 
 def test_out_is_never_written_over(tmp_path):
-    (tmp_path / "mine.txt").write_text("dear")
+    (tmp_path / "mine.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(FileExistsError, match="is there already"):
         gptq.quantize(None, tmp_path, TEXTS)
-    assert (tmp_path / "mine.txt").read_text() == "dear"
+    assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "dear"
 
 
 @pytest.mark.parametrize(
@@ -267,9 +269,9 @@ def test_a_quantized_model_isnt_quantized_twice(made, tmp_path):
 def test_what_isnt_supported_is_refused_by_name(made, tmp_path, settings, error, words):
     folder, _ = made("groups of 128")
     copy = shutil.copytree(folder, tmp_path / "q")
-    config = json.loads((copy / "config.json").read_text())
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] |= settings
-    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(error) as raised:
         LLM(str(copy), device="cpu")
     assert words in str(raised.value)
@@ -278,13 +280,13 @@ def test_what_isnt_supported_is_refused_by_name(made, tmp_path, settings, error,
 def test_the_older_file_is_enough(made, tmp_path):
     folder, _ = made("groups of 128")
     copy = shutil.copytree(folder, tmp_path / "q")
-    config = json.loads((copy / "config.json").read_text())
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     del config["quantization_config"]
-    (copy / "config.json").write_text(json.dumps(config))
-    older = json.loads((copy / "quantize_config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    older = json.loads((copy / "quantize_config.json").read_text(encoding="utf-8"))
     # As AutoGPTQ wrote it: no method, no format.
     older = {k: older[k] for k in ("bits", "group_size", "sym", "desc_act")}
-    (copy / "quantize_config.json").write_text(json.dumps(older))
+    (copy / "quantize_config.json").write_text(json.dumps(older), encoding="utf-8")
     ids = torch.arange(3, 40)
     one, other = (logprobs(gptq.load(p, device="cpu"), ids) for p in (folder, copy))
     assert torch.equal(one, other)

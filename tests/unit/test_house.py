@@ -116,7 +116,7 @@ def test_what_the_package_imports_it_declares():
 
 
 def test_conda_installs_the_same_pins():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *plain, pip = environment["dependencies"]
     assert [re.split("[=<>]", item)[0] for item in plain] == ["python", "pip"]
     assert pip == {"pip": [INSTALL]}

@@ -80,9 +80,9 @@ def test_what_the_learner_changed_stays(course, mine):
 def test_a_newer_version_comes_where_nothing_was_changed(course, mine, ran):
     if ran:  # outputs and counts are no change, nor is the cell that running adds
         edit(mine / NAME, "x = 1")
-        made = json.loads((mine / NAME).read_text())
+        made = json.loads((mine / NAME).read_text(encoding="utf-8"))
         made["cells"].append(code("") | {"id": "added"})
-        (mine / NAME).write_text(json.dumps(made))
+        (mine / NAME).write_text(json.dumps(made), encoding="utf-8")
     write(course, markdown("# 03"), code("x = 10"))
     assert lab.update(course, mine).renewed == [NAME]
     assert (mine / NAME).read_bytes() == (course / NAME).read_bytes()
@@ -94,9 +94,9 @@ def test_a_notebook_that_is_new_in_the_course_is_copied(course, mine):
 
 
 def test_outputs_that_are_new_in_the_course_are_copied(course, mine):
-    made = json.loads((course / NAME).read_text())
+    made = json.loads((course / NAME).read_text(encoding="utf-8"))
     made["cells"][-1]["outputs"] = [{"output_type": "stream", "name": "x", "text": "1"}]
-    (course / NAME).write_text(json.dumps(made))
+    (course / NAME).write_text(json.dumps(made), encoding="utf-8")
     lab.update(course, mine)
     assert (mine / NAME).read_bytes() == (course / NAME).read_bytes()
 
@@ -124,7 +124,7 @@ def test_without_a_record_nothing_is_written_over(course, mine, record):
     if record is None:
         (mine / ".course.json").unlink()
     else:
-        (mine / ".course.json").write_text(record)
+        (mine / ".course.json").write_text(record, encoding="utf-8")
     write(course, markdown("# 03"), code("x = 10"))
     lab.update(course, mine)
     lab.update(course, mine)
@@ -181,7 +181,7 @@ def test_without_the_repository_it_says_where_the_notebooks_are(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(course, tmp_path):
-    (tmp_path / "my").write_text("a file")
+    (tmp_path / "my").write_text("a file", encoding="utf-8")
     with pytest.raises(lab.LabError, match="can't write .*my/00_tour.ipynb"):
         lab.update(course, tmp_path / "my")
 

@@ -488,5 +488,5 @@ def test_ratios_are_of_medians():
 
 
 def test_json_of_the_checkpoint_is_left_alone(checkpoint):
-    with open(f"{checkpoint}/config.json") as file:
+    with open(f"{checkpoint}/config.json", encoding="utf-8") as file:
         assert json.load(file)["model_type"] == "qwen3"

@@ -89,7 +89,7 @@ def test_the_assembled_engine_gives_the_same_tokens(tmp_path):
 def test_its_modules_import_each_other_and_not_the_packages(tmp_path):
     mine.assemble(find(NOTEBOOKS), tmp_path)
     for file in (tmp_path / NAME).glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
                 top, _, rest = node.module.partition(".")
                 assert top != "folovllm_lite" or rest.split(".")[0] not in parts()
@@ -214,7 +214,7 @@ def test_magics_that_only_watch_are_left_out(tmp_path, magic):
 
 def test_every_problem_is_told_at_once(tmp_path):
     save(tmp_path / "04_x.ipynb", {"cells": 3})
-    (tmp_path / "05_x.ipynb").write_text("{")
+    (tmp_path / "05_x.ipynb").write_text("{", encoding="utf-8")
     with pytest.raises(MineError) as told:
         lesson(
             tmp_path, code("def (", SAMPLER), code("x = 1", "pkg:folovllm_lite.smapler")
@@ -230,7 +230,7 @@ def test_every_problem_is_told_at_once(tmp_path):
 def test_no_notebooks_and_another_ones_folder_are_refused(tmp_path):
     with pytest.raises(MineError, match="no notebooks of the course"):
         find(tmp_path / "gone")
-    (tmp_path / "03_old-old-1.ipynb").write_text("{}")
+    (tmp_path / "03_old-old-1.ipynb").write_text("{}", encoding="utf-8")
     with pytest.raises(MineError, match="no notebooks of the course"):
         find(tmp_path)
     (tmp_path / NAME).mkdir()

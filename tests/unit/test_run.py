@@ -16,7 +16,7 @@ REPORT = """<testsuites><testsuite>
 
 def report(tmp_path, **values):
     path = tmp_path / "report.xml"
-    path.write_text(REPORT.format(**values))
+    path.write_text(REPORT.format(**values), encoding="utf-8")
     return path
 
 

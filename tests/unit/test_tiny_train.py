@@ -77,10 +77,13 @@ def test_a_later_stage_goes_on_from_the_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights"):
         run(tmp_path, stage="polish")
     run(tmp_path, steps=2)
-    before, spelling = weights(tmp_path), (tmp_path / "tokenizer.json").read_text()
+    before, spelling = (
+        weights(tmp_path),
+        (tmp_path / "tokenizer.json").read_text(encoding="utf-8"),
+    )
     run(tmp_path, steps=1, stage="polish")
     after = weights(tmp_path)
-    assert (tmp_path / "tokenizer.json").read_text() == spelling
+    assert (tmp_path / "tokenizer.json").read_text(encoding="utf-8") == spelling
     moved = [(after[name] - before[name]).abs().max().item() for name in before]
     assert 0 < max(moved) < 0.1, "one small step from where the stage before ended"
 
