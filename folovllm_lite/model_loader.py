@@ -136,7 +136,7 @@ def read_json(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(
-            f"{file} is not valid JSON, {looks_like(file)} {error}"
+            f"{file} is not valid JSON, {looks_like(file)} ({error})"
         ) from None
     except RecursionError:
         raise ValueError(f"{file} is not valid JSON: it is nested too deeply") from None
@@ -344,7 +344,7 @@ def stored_tensors(paths: list[Path]) -> list[tuple[str, Tensor, Path]]:
                     found.append((name, meta, file))
         except SafetensorError as error:
             raise ValueError(
-                f"{file} is not valid safetensors, {looks_like(file)} {error}"
+                f"{file} is not valid safetensors, {looks_like(file)} ({error})"
             ) from None
     return found
 
