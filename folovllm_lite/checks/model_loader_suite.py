@@ -278,6 +278,7 @@ def _dtype(p: SimpleNamespace) -> None:
         ({"torch_dtype": "bfloat16"}, torch.bfloat16),
         ({"dtype": None, "torch_dtype": "bfloat16"}, torch.bfloat16),
         ({"dtype": "torch.bfloat16"}, torch.bfloat16),
+        ({"dtype": "float16", "torch_dtype": "bfloat16"}, torch.float16),
     ):
         expect(f"config {config}", p.checkpoint_dtype(config), wanted)
 

@@ -67,6 +67,7 @@ def _package_with(**changes):
 
 
 ORIGINAL_LOAD, ORIGINAL_MISFITS = package.load_weights, package.misfits
+ORIGINAL_DTYPE = package.checkpoint_dtype
 ORIGINAL_STORED, ORIGINAL_FILES = package.stored_tensors, package.weight_files
 ORIGINAL_REFUSE, ORIGINAL_NAMES = package._refuse, package.under_our_names
 
@@ -432,6 +433,11 @@ def dtype_of_the_old_key(config):
     return package._DTYPES[config.get("torch_dtype", "float32")]
 
 
+def dtype_of_the_old_key_first(config):
+    old = config.get("torch_dtype")
+    return ORIGINAL_DTYPE({"dtype": old} if old else config)
+
+
 def dtype_null_counts(config):
     name = config.get("dtype", config.get("torch_dtype", "float32"))
     return package.checkpoint_dtype({"dtype": name})
@@ -696,7 +702,10 @@ MUTANTS = {
         ends_of_the_first_file_that_exists, ends_without_the_tokenizers,
         ends_of_any_type, ends_made_to_ints, ends_that_may_be_true,
     ],
-    "checkpoint_dtype": [dtype_guessed, dtype_of_the_old_key, dtype_null_counts],
+    "checkpoint_dtype": [
+        dtype_guessed, dtype_of_the_old_key, dtype_null_counts,
+        dtype_of_the_old_key_first,
+    ],
     "resolve_checkpoint": [
         any_directory, anything_is_a_hub_name, downloads_everything,
         only_oserror_is_caught, a_tilde_of_nobody, any_length_of_a_name,

@@ -584,6 +584,12 @@ def goes_on_behind_the_stop(self, new, may_stop):
         self._shown = len(self._text)
 
 
+def what_passed_counts_later(self, new, may_stop):
+    """Goes over all of the text again, so over what min_tokens let pass."""
+    new, self._text = self._text + new, ""
+    OutputBuilder._write(self, new, may_stop)
+
+
 def gives_no_reason(self, new, may_stop):
     OutputBuilder._write(self, new, may_stop)
     self.stop_reason = None
@@ -960,7 +966,7 @@ MUTANTS = {
         the_new_text_alone, the_shortest_of_two, holds_the_longest_always,
         holds_the_shortest_overlap, holds_one_too_few, holds_nothing, holds_to_the_end,
         stops_before_min_tokens, forgets_what_passed, goes_on_behind_the_stop,
-        gives_no_reason, a_stop_is_no_end,
+        gives_no_reason, a_stop_is_no_end, what_passed_counts_later,
     ],
     "OutputBuilder": [
         ShowsEverything, LooksAtOneToken, MinTokensIsOneMore, TheStopTokenComesFirst,
