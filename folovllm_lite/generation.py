@@ -43,7 +43,7 @@ def generate(
         tokenizer: of `transformers`, for the text.
         prompt_token_ids: at least one.
         params: what to generate; `max_tokens=None` is up to the model's
-            max_position_embeddings.
+            max_model_len.
         eos_token_ids: tokens that end a text.
         generator: for requests without a seed; None is PyTorch's global one.
 
@@ -51,7 +51,7 @@ def generate(
         TypeError, ValueError: for what the model can't serve, see `InputProcessor`.
     """
     config = model.config
-    door = InputProcessor(tokenizer, config.vocab_size, config.max_position_embeddings)
+    door = InputProcessor(tokenizer, config.vocab_size, config.max_model_len)
     _, ids = door.process({"prompt_token_ids": prompt_token_ids}, params)
     request = Request("0", None, ids, params)
     job = Generation(
@@ -258,7 +258,7 @@ class Generation:
     ):
         self._model, self._generator = model, generator
         self._device = model.lm_head.weight.device
-        limit = max_model_len or model.config.max_position_embeddings
+        limit = max_model_len or model.config.max_model_len
         self._state = RequestState(request, texts, eos_token_ids, limit, self._device)
         self._caches: list[ContiguousKVCache] = []
 

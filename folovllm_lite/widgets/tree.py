@@ -188,7 +188,7 @@ class GenerationTree:
         max_len: int | None = None,
         count: int = 10,
     ):
-        limit, weight = model.config.max_position_embeddings, model.lm_head.weight
+        limit, weight = model.config.max_model_len, model.lm_head.weight
         max_len = min(128, limit) if max_len is None else max_len
         if not 1 < max_len <= limit:
             raise ValueError(f"max_len must be from 2 to {limit}, got {max_len}")

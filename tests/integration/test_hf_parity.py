@@ -3,12 +3,14 @@ families."""
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from folovllm_lite import attention, fast, qwen3
+from folovllm_lite import LLM, SamplingParams, attention, fast, qwen3
 from folovllm_lite.attention import PlainContext
+from folovllm_lite.generation import generate
 from folovllm_lite.kv_cache import ContiguousKVCache
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
-from tests.helpers import VOCAB_SIZE, make_hf_model
+from tests.helpers import VOCAB_SIZE, make_checkpoint, make_hf_model
 
 LENGTHS = [1, 2, 17, 300]
 LLAMA3 = {
@@ -154,3 +156,28 @@ def test_the_comparison_bites(mutate, changes, monkeypatch):
     mutate(monkeypatch)
     ours, _ = both("qwen3", changes)
     assert (plain(ours, ids) - want).abs().max() > 1e-2
+
+
+def test_a_stretched_model_serves_texts_longer_than_its_training(tmp_path):
+    """Position interpolation by 4 makes 256 positions of 64; vLLM says so too."""
+    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    path = make_checkpoint(tmp_path, max_position_embeddings=64, rope_parameters=rope)
+    llm = LLM(str(path), device="cpu")
+    assert llm.llm_engine.max_model_len == 256
+    ids = [2 + i * 7 % 290 for i in range(180)]
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    (made,) = llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
+    model = Qwen3.from_pretrained(path, device="cpu")
+    alone = generate(model, llm.get_tokenizer(), ids, params)
+    assert made.outputs[0].token_ids == alone.outputs[0].token_ids
+    with torch.no_grad():
+        text = torch.tensor(ids + made.outputs[0].token_ids)
+        theirs = AutoModelForCausalLM.from_pretrained(path)(text[None]).logits[0]
+        torch.testing.assert_close(plain(model, text), theirs, atol=1e-4, rtol=0)
+    for call in (
+        lambda: llm.generate([{"prompt_token_ids": ids + ids}], params, use_tqdm=False),
+        lambda: generate(model, llm.get_tokenizer(), ids + ids, params),
+        lambda: LLM(str(path), device="cpu", max_model_len=257),
+    ):
+        with pytest.raises(ValueError, match="256"):
+            call()
