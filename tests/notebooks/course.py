@@ -98,8 +98,6 @@ UNTAUGHT: dict[str, int | str] = {
     "block_manager": 11,
     "paged": 11,
     "runner": 11,
-    "scheduler.chunk": 13,
-    "scheduler.decodes_first": 13,
     "prefix_cache": 14,
     "gptq": 15,
     "tiny": "the embedded model and its recipe, described in its model card",

@@ -1,0 +1,168 @@
+"""What has to be true of the exercises of notebook 13: a trace, a limit, a budget."""
+
+from types import SimpleNamespace
+
+from folovllm_lite import scheduler as package
+from folovllm_lite.block_manager import BlockManager
+from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
+from folovllm_lite.config import SchedulerConfig
+from folovllm_lite.request import Sequence, SequenceData
+from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.scheduler import Scheduler, decodes_first
+
+_SUITE = chunking_exercises = Suite(
+    package,
+    """Judge the exercises of 13: `predict_counts`, `limited` and `choose_budget`.
+
+    Raises CheckFailed at the end if a property doesn't hold.
+    """,
+)
+_COUNTS = [
+    {"A": 4, "B": 2},
+    {"A": 1, "B": 5},
+    {"A": 1, "B": 2, "C": 3},
+    {"A": 1, "B": 1, "C": 1},
+]
+
+
+# ----- 1. Trace
+
+
+def _step_is(p: SimpleNamespace, number: int) -> None:
+    """Compare without saying what is right: that would be the answer."""
+    found = p.predict_counts()
+    if not isinstance(found, list | tuple) or len(found) < number:
+        fail("predict_counts()", found, f"a list with {number} steps or more")
+    if found[number - 1] != _COUNTS[number - 1]:
+        fail(f"step {number}", found[number - 1], "other counts")
+
+
+@_SUITE.property("predict_counts", hint="what does the first prompt leave of the six?")
+def _first_step(p: SimpleNamespace) -> None:
+    """Step 1 holds a prompt and a chunk."""
+    _step_is(p, 1)
+
+
+@_SUITE.property("predict_counts", hint="who runs goes before who waits")
+def _second_step(p: SimpleNamespace) -> None:
+    """Step 2 goes on with the one that was cut, before it begins with another."""
+    _step_is(p, 2)
+
+
+@_SUITE.property("predict_counts", hint="count what is left of the prompt that was cut")
+def _third_step(p: SimpleNamespace) -> None:
+    """Step 3 ends one prompt and computes another."""
+    _step_is(p, 3)
+
+
+@_SUITE.property("predict_counts", hint="an answer of n tokens takes n - 1 decodes")
+def _all_steps(p: SimpleNamespace) -> None:
+    """There are as many steps as it takes, and no more."""
+    _step_is(p, 4)
+    expect("the number of steps", len(p.predict_counts()), 4)
+
+
+# ----- 2. Modify
+
+
+@_SUITE.property("limited", hint="three numbers bound it: which is the smallest?")
+def _smallest_of_three(p: SimpleNamespace) -> None:
+    """What is missing, what is left of the budget, and the limit each bound a share."""
+    for most, missing, budget, wanted in (
+        (4, 9, 9, 4),
+        (4, 3, 9, 3),
+        (4, 9, 2, 2),
+        (4, 1, 9, 1),
+        (4, 9, 0, 0),
+        (1, 9, 9, 1),
+    ):
+        given = f"limited({most})({missing}, {budget})"
+        expect(given, p.limited(most)(missing, budget), wanted)
+
+
+@_SUITE.property(
+    "limited", hint="does every call of limited make a function of its own?"
+)
+def _two_limits(p: SimpleNamespace) -> None:
+    """Two of them, with other limits, know nothing of each other."""
+    small, large = p.limited(2), p.limited(7)
+    expect("limited(2), then limited(7): the first", small(9, 9), 2)
+    expect("limited(2), then limited(7): the second", large(9, 9), 7)
+
+
+@_SUITE.property("limited", hint="what the long one may not take is there for the next")
+def _short_prompts_pass(p: SimpleNamespace) -> None:
+    """A short prompt behind a long one begins in the same step, and ends soon."""
+    made = Scheduler(
+        SchedulerConfig(8, 8), BlockManager(99, 4), p.limited(4), decodes_first
+    )
+    seqs = {}
+    for place, (name, length) in enumerate((("long", 60), ("short", 6))):
+        data = SequenceData(list(range(length)))
+        order = (0, place, 0)
+        seqs[name] = Sequence(name, name, data, SamplingParams(), order=order)
+        made.add(seqs[name])
+    counts = []
+    for _ in range(2):
+        step = made.schedule()
+        made.advance(step)
+        counts.append({name: work.count for name, work in step.work.items()})
+    given = "budget 8, limited(4), prompts of 60 and 6: the counts of two steps"
+    expect(given, counts, [{"long": 4, "short": 4}, {"long": 4, "short": 2}])
+
+
+# ----- 3. Design
+
+
+class _Machine:
+    """Measures a step, and counts how often it was asked."""
+
+    def __init__(self, per_step: float, per_token: float):
+        self.per_step, self.per_token, self.calls = per_step, per_token, 0
+
+    def __call__(self, tokens: int) -> float:
+        self.calls += 1
+        return self.per_step + self.per_token * tokens
+
+
+@_SUITE.property("choose_budget", hint="try the next larger one by hand")
+def _largest_budget(p: SimpleNamespace) -> None:
+    """It is the largest budget whose step takes no longer than the target."""
+    for target, wanted in ((0.5, 400), (0.2, 100), (0.1995, 99), (0.117, 17)):
+        machine = _Machine(0.1, 0.001)
+        got = p.choose_budget(lambda n, m=machine: round(m(n), 6), 16, target)
+        given = (
+            f"a step of n tokens takes 0.1 + 0.001 n s, 16 decode, target {target} s"
+        )
+        expect(given, got, wanted)
+
+
+@_SUITE.property("choose_budget", hint="the search has two ends: are both looked at?")
+def _both_ends(p: SimpleNamespace) -> None:
+    """8,192 is the most, and decoding + 1 is the least."""
+    got = p.choose_budget(_Machine(0.0, 1e-6), 16, 60.0)
+    expect("a machine that keeps any promise", got, 8192)
+    got = p.choose_budget(lambda n: float(n), 16, 17.0)
+    expect("17 tokens just keep it, 16 decode", got, 17)
+
+
+@_SUITE.property("choose_budget", hint="what if the least budget is too slow already?")
+def _refuses(p: SimpleNamespace) -> None:
+    """A promise that can't be kept is a ValueError with the seconds and the target."""
+    expect_error(
+        "17 tokens take 17.0 s, 16 decode, target 16.5 s",
+        lambda: p.choose_budget(lambda n: float(n), 16, 16.5),
+        ValueError,
+        "17.0",
+        "16.5",
+    )
+
+
+@_SUITE.property("choose_budget", hint="each look should rule out half of what is left")
+def _few_calls(p: SimpleNamespace) -> None:
+    """It measures at most 16 times."""
+    for target in (0.117, 0.5, 4.0, 60.0):
+        machine = _Machine(0.1, 0.001)
+        p.choose_budget(machine, 16, target)
+        if machine.calls > 16:
+            fail(f"target {target} s: calls of seconds", machine.calls, "16 at most")

@@ -1,0 +1,120 @@
+"""The exercises of notebook 13: the solutions pass, mistakes are rejected."""
+
+import ast
+
+import pytest
+
+from folovllm_lite import checks
+from folovllm_lite.block_manager import BlockManager
+from folovllm_lite.config import SchedulerConfig
+from folovllm_lite.scheduler import Scheduler, chunk, decodes_first
+from folovllm_lite.widgets import Job, run_schedule
+from tests.notebooks.course import NOTEBOOKS, read
+
+
+def solutions():
+    """What the solutions define, without running their calls."""
+    names = {}
+    path = NOTEBOOKS / "solutions" / "13_chunked_prefill.ipynb"
+    for cell in read(path)["cells"]:
+        if cell["cell_type"] == "code":
+            tree = ast.parse(cell["source"])
+            tree.body = [x for x in tree.body if isinstance(x, ast.FunctionDef)]
+            exec(compile(tree, cell["id"], "exec"), names)
+    return names
+
+
+SOLVED = solutions()
+
+
+def test_the_solutions_pass(capsys):
+    names = ("predict_counts", "limited", "choose_budget")
+    checks.chunking_exercises({name: SOLVED[name] for name in names})
+    assert "✗" not in capsys.readouterr().out
+
+
+def test_the_puzzles_counts_are_the_schedulers():
+    jobs = [Job("A", 4, 4), Job("B", 9, 2), Job("C", 3, 2, 2)]
+    made = Scheduler(SchedulerConfig(6, 4), BlockManager(64, 4), chunk, decodes_first)
+    found = [step.counts for step in run_schedule(jobs, made).steps]
+    assert SOLVED["predict_counts"]() == found
+
+
+def shared(most):
+    shared.most = most
+    return lambda missing, budget: min(missing, budget, shared.most)
+
+
+def from_below(seconds, decoding, target):
+    budget = decoding + 1
+    if seconds(budget) > target:
+        raise ValueError(f"{seconds(budget)} > {target}")
+    while budget < 8192 and seconds(budget + 1) <= target:
+        budget += 1
+    return budget
+
+
+def searched(strict=False, up=1, low=1, error=ValueError, most=8192, words=True):
+    """A binary search with its mistakes."""
+
+    def choose(seconds, decoding, target):
+        first, last = decoding + low, most
+        least = seconds(first)
+        if least > target:
+            raise error(f"{least} s, target {target} s" if words else "too slow")
+        for _ in range(14):
+            middle = (first + last + up) // 2
+            good = seconds(middle) < target if strict else seconds(middle) <= target
+            first, last = (middle, last) if good else (first, max(first, middle - 1))
+            if first == last:
+                break
+        return first
+
+    return choose
+
+
+WRONG = {
+    "limited": [
+        lambda most: lambda missing, budget: min(missing, most),
+        lambda most: lambda missing, budget: min(budget, most),
+        lambda most: lambda missing, budget: min(missing, budget),
+        lambda most: lambda missing, budget: missing if missing <= most else 0,
+        lambda most: lambda missing, budget: max(1, min(missing, budget, most)),
+        lambda most: lambda missing, budget: min(missing, budget, most - 1),
+        shared,
+    ],
+    "choose_budget": [
+        from_below, searched(strict=True), searched(up=0), searched(low=0),
+        searched(low=2), searched(error=RuntimeError), searched(most=4096),
+        searched(words=False), lambda seconds, decoding, target: decoding + 1,
+    ],
+    "predict_counts": [
+        lambda: [{"A": 4}, {"A": 1, "B": 5}],
+        lambda: [{"A": 4, "B": 2}, {"A": 1, "B": 2, "C": 3}, {"A": 1, "B": 5}],
+        lambda: [*SOLVED["predict_counts"](), {"A": 1}],
+        lambda: SOLVED["predict_counts"]()[:3],
+        lambda: {"A": 4},
+        lambda: None,
+    ],
+}  # fmt: skip
+RIGHT = {
+    "limited": [
+        lambda most: lambda missing, budget: sorted((missing, budget, most))[0],
+    ],
+    "choose_budget": [searched()],
+}
+
+
+@pytest.mark.parametrize(
+    "name, piece", [(name, piece) for name in WRONG for piece in WRONG[name]]
+)
+def test_the_suite_rejects(name, piece, capsys):
+    with pytest.raises(checks.CheckFailed, match="don't hold"):
+        checks.chunking_exercises(**{name: piece})
+
+
+@pytest.mark.parametrize(
+    "name, piece", [(name, piece) for name in RIGHT for piece in RIGHT[name]]
+)
+def test_the_suite_accepts(name, piece, capsys):
+    checks.chunking_exercises(**{name: piece})
