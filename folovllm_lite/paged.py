@@ -134,9 +134,9 @@ class PagedContext:
             queries = q[each.first : each.last].transpose(0, 1)  # [Hq, n, D]
             out = F.scaled_dot_product_attention(
                 queries.unsqueeze(0),
-                keys.unsqueeze(0),  # [1, Hkv, S, D]
+                keys.unsqueeze(0),  # [1, Hkv, end, D]
                 values.unsqueeze(0),
-                # The last query sees all S keys, the one before it S - 1, and so on.
+                # The last query sees all keys, the one before it one less, and so on.
                 attn_mask=causal_lower_right(each.last - each.first, each.end),
                 enable_gqa=True,
             )

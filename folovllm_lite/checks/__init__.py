@@ -21,6 +21,7 @@ from folovllm_lite.checks.kv_cache_suite import kv_cache
 from folovllm_lite.checks.memory_suite import memory
 from folovllm_lite.checks.model_loader_suite import model_loader
 from folovllm_lite.checks.outputs_suite import outputs
+from folovllm_lite.checks.paged_exercises_suite import paged_exercises
 from folovllm_lite.checks.prefix_cache_suite import prefix_cache
 from folovllm_lite.checks.processor_suite import processor
 from folovllm_lite.checks.qwen3_suite import qwen3
@@ -51,6 +52,7 @@ __all__ = [
     "memory",
     "model_loader",
     "outputs",
+    "paged_exercises",
     "prefix_cache",
     "processor",
     "qwen3",

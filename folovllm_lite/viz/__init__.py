@@ -12,6 +12,7 @@ from folovllm_lite.viz.flash import draw_pieces, draw_tiles, draw_traffic, tile_
 from folovllm_lite.viz.generation import draw_loop, loop_passes
 from folovllm_lite.viz.kv_cache import draw_passes, draw_roofline
 from folovllm_lite.viz.model_loader import draw_file
+from folovllm_lite.viz.paged_kv_cache import draw_slots, draw_waste
 from folovllm_lite.viz.picture import BLUE, GREY, INK, PALE, RED, Picture
 from folovllm_lite.viz.processor import draw_token_bytes, token_bytes
 from folovllm_lite.viz.request import EVENTS, sequence_states
@@ -51,10 +52,12 @@ __all__ = [
     "draw_pieces",
     "draw_roofline",
     "draw_rotations",
+    "draw_slots",
     "draw_tiles",
     "draw_token_bytes",
     "draw_traffic",
     "draw_transformer",
+    "draw_waste",
     "loop_passes",
     "my_map",
     "next_tokens",

@@ -6,7 +6,19 @@ What the sampling explorer shows is computed by `explore` and drawn by
 answers, on the repository's page for instance, a widget is the picture of its state.
 """
 
+from folovllm_lite.widgets.blocks import (
+    BlockExplorer,
+    PoolStep,
+    draw_blocks,
+    watch_blocks,
+)
 from folovllm_lite.widgets.generation import GenerationExplorer
+from folovllm_lite.widgets.pool_picture import (
+    PoolView,
+    draw_pool,
+    pool_text,
+    view_pool,
+)
 from folovllm_lite.widgets.sampling import (
     NEXT_TOKENS,
     Context,
@@ -43,6 +55,7 @@ from folovllm_lite.widgets.writing import write
 
 __all__ = [
     "NEXT_TOKENS",
+    "BlockExplorer",
     "Choice",
     "Context",
     "Exploration",
@@ -51,20 +64,25 @@ __all__ = [
     "GenerationTree",
     "Job",
     "Node",
+    "PoolStep",
+    "PoolView",
     "SamplingExplorer",
     "Schedule",
     "SchedulerExplorer",
     "Step",
     "StepRecord",
     "branches",
+    "draw_blocks",
     "draw_exploration",
     "draw_generation",
+    "draw_pool",
     "draw_schedule",
     "draw_tokens",
     "explore",
     "fate_of",
     "label",
     "load_contexts",
+    "pool_text",
     "removals",
     "run_schedule",
     "run_static",
@@ -72,5 +90,7 @@ __all__ = [
     "sentence",
     "steps_of",
     "transcript",
+    "view_pool",
+    "watch_blocks",
     "write",
 ]

@@ -38,6 +38,8 @@ class Job:
         arrival: the step before which it comes, counted from 1.
         priority: lower goes first.
         shared: so many tokens of its prompt are those of every other job's.
+        n: completions of its prompt. It is computed once; then the others are forked,
+            and are jobs of their own: A2 and A3 beside A.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Job:
     arrival: int = 1
     priority: int = 0
     shared: int = 0
+    n: int = 1
 
 
 @dataclass
@@ -53,8 +56,9 @@ class StepRecord:
     """One step: what each job did, and how much there was of it.
 
     `kinds` by job is "waiting", "prefill", "chunk" (a part of a prompt), "decode",
-    "preempted", "idle" (it runs, and gets nothing) or "done"; a job that hasn't come
-    has none. `counts` are the tokens computed, `starts` the first of each.
+    "preempted", "idle" (it runs, and gets nothing), "fork" (it begins beside the job
+    whose prompt was computed) or "done"; a job that hasn't come has none. `counts` are
+    the tokens computed, `starts` the first of each.
     """
 
     number: int
@@ -80,13 +84,21 @@ class Schedule:
     def first_token(self, name: str) -> int:
         """The step that gives a job its first token; its decodes come after it."""
         begun = [s.number for s in self.steps if s.kinds.get(name) == "decode"]
-        last = [s.number for s in self.steps if name in s.counts]
+        last = self._busy(name)
         at = begun[0] if begun else last[-1] + 1
         return max(number for number in last if number < at)
 
     def last_token(self, name: str) -> int:
         """The step that gives a job its last token."""
-        return max(s.number for s in self.steps if name in s.counts)
+        return self._busy(name)[-1]
+
+    def _busy(self, name: str) -> list[int]:
+        """The steps that work for a job, the one that forks it among them."""
+        return [
+            s.number
+            for s in self.steps
+            if name in s.counts or s.kinds.get(name) == "fork"
+        ]
 
     def preemptions(self) -> int:
         """How often a job lost its memory."""
@@ -103,7 +115,8 @@ def run_schedule(
 
     Args:
         jobs: in any order.
-        scheduler: new; anything with `add`, `schedule`, `advance` and `remove`.
+        scheduler: new; anything with `add`, `schedule`, `advance` and `remove`, and
+            `fork` if a job has several completions.
         each_step: is called with the scheduler after every step, to check it.
         most: steps after which nothing good is expected any more.
 
@@ -112,7 +125,8 @@ def run_schedule(
     """
     live: dict[str, tuple[Seq, Job]] = {}
     done: set[str] = set()
-    made = Schedule(list(jobs), [], scheduler.config.max_num_batched_tokens)
+    every = [one for job in jobs for one in (job, *_others(job))]
+    made = Schedule(every, [], scheduler.config.max_num_batched_tokens)
     coming = sorted(enumerate(jobs), key=lambda each: each[1].arrival)
     number = 0
     while coming or live:
@@ -127,7 +141,7 @@ def run_schedule(
         record = StepRecord(number)
         work = step.work.values() if isinstance(step.work, dict) else step.work
         lost = {seq.seq_id for seq in step.preempted}
-        for job in jobs:
+        for job in every:
             if job.name in done:
                 record.kinds[job.name] = "done"
             elif job.name in live:
@@ -143,10 +157,15 @@ def run_schedule(
             record.kinds[name] = "decode" if one and kind == "prefill" else kind
             record.blocks[name] = list(seq.block_ids)
         scheduler.advance(step)
-        for each in list(work):
-            seq, job = live[each.seq.seq_id]
-            if seq.num_missing:
-                continue
+        ready = [each.seq for each in work if not each.seq.num_missing]
+        for seq in list(ready):
+            if seq.width > 1:
+                for child, one in _forked(seq, live[seq.seq_id][1]):
+                    scheduler.fork(seq, child)
+                    live[one.name], record.kinds[one.name] = (child, one), "fork"
+                    ready.append(child)
+        for seq in ready:
+            job = live[seq.seq_id][1]
             seq.add_token_id(1)
             if seq.get_output_len() == job.output:
                 seq.move_to(SequenceStatus.FINISHED_LENGTH_CAPPED)
@@ -164,7 +183,22 @@ def _sequence(job: Job, index: int) -> Seq:
     ids = [*range(job.shared), *range(own + job.shared, own + job.prompt)]
     order = (job.priority, index, 0)
     data = SequenceData(ids)
-    return Seq(job.name, job.name, data, SamplingParams(), order=order)
+    return Seq(job.name, job.name, data, SamplingParams(), order=order, width=job.n)
+
+
+def _others(job: Job) -> list[Job]:
+    """The jobs of a prompt's other completions."""
+    return [replace(job, name=f"{job.name}{i + 1}", n=1) for i in range(1, job.n)]
+
+
+def _forked(parent: Seq, job: Job) -> list[tuple[Seq, Job]]:
+    """The other completions of a prompt that has just been computed."""
+    parent.width, found = 1, []
+    for index, one in enumerate(_others(job), start=1):
+        child = parent.fork(one.name)
+        child.order = (*parent.order[:2], index)
+        found.append((child, one))
+    return found
 
 
 def run_static(jobs: Sequence[Job], num_seqs: int) -> Schedule:

@@ -19,6 +19,7 @@ KINDS = {
     "decode": ("#5b9a68", "d", "decode"),
     "preempted": ("#c8553d", "x", "preempted"),
     "idle": ("#e4e9ee", "-", "holds its place"),
+    "fork": ("#8e6fb0", "f", "forked"),
 }
 
 
@@ -101,7 +102,7 @@ def draw_schedule(schedule: Schedule, title: str = "") -> viz.Picture:
         if kind in seen
     ]
     figure.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0.06, 0), ncols=6,
+        handles=handles, loc="lower left", bbox_to_anchor=(0.06, 0), ncols=7,
         fontsize=7, frameon=False, handlelength=1, columnspacing=1.2, borderpad=0,
     )  # fmt: skip
     figure.text(0.99, 0.02, "step", size=7, color=viz.INK, ha="right")

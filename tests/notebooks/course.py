@@ -95,9 +95,6 @@ HELPERS = ("viz", "widgets", "checks", "notebook", "fast")
 # the reason why there is none. What is still to come may not be written yet.
 UNTAUGHT: dict[str, int | str] = {
     "llm": "options to parts, and the loop around the engine; 09 builds its first form",
-    "block_manager": 11,
-    "paged": 11,
-    "runner": 11,
     "prefix_cache": 14,
     "gptq": 15,
     "tiny": "the embedded model and its recipe, described in its model card",
