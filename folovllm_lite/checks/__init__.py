@@ -7,6 +7,7 @@ a module. Each property is printed with ✓ or ✗; `CheckFailed` comes at the e
 
 from folovllm_lite.checks.attention_suite import attention
 from folovllm_lite.checks.block_manager_suite import block_manager
+from folovllm_lite.checks.caching_exercises_suite import caching_exercises
 from folovllm_lite.checks.chunking_exercises_suite import chunking_exercises
 from folovllm_lite.checks.config_suite import config
 from folovllm_lite.checks.contexts_suite import contexts
@@ -39,6 +40,7 @@ __all__ = [
     "CheckFailed",
     "attention",
     "block_manager",
+    "caching_exercises",
     "chunking_exercises",
     "config",
     "contexts",

@@ -14,6 +14,7 @@ from folovllm_lite.viz.kv_cache import draw_passes, draw_roofline
 from folovllm_lite.viz.model_loader import draw_file
 from folovllm_lite.viz.paged_kv_cache import draw_slots, draw_waste
 from folovllm_lite.viz.picture import BLUE, GREY, INK, PALE, RED, Picture
+from folovllm_lite.viz.prefix_cache import PrefixBlock, draw_prefixes, prefix_tree
 from folovllm_lite.viz.processor import draw_token_bytes, token_bytes
 from folovllm_lite.viz.request import EVENTS, sequence_states
 from folovllm_lite.viz.sampler import Candidate, draw_next_tokens, next_tokens
@@ -38,6 +39,7 @@ __all__ = [
     "PARTS",
     "Part",
     "Picture",
+    "PrefixBlock",
     "RED",
     "attention_links",
     "course_map",
@@ -50,6 +52,7 @@ __all__ = [
     "draw_next_tokens",
     "draw_passes",
     "draw_pieces",
+    "draw_prefixes",
     "draw_roofline",
     "draw_rotations",
     "draw_slots",
@@ -61,6 +64,7 @@ __all__ = [
     "loop_passes",
     "my_map",
     "next_tokens",
+    "prefix_tree",
     "sampling_fields",
     "sequence_states",
     "size",

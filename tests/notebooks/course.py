@@ -95,7 +95,6 @@ HELPERS = ("viz", "widgets", "checks", "notebook", "fast")
 # the reason why there is none. What is still to come may not be written yet.
 UNTAUGHT: dict[str, int | str] = {
     "llm": "options to parts, and the loop around the engine; 09 builds its first form",
-    "prefix_cache": 14,
     "gptq": 15,
     "tiny": "the embedded model and its recipe, described in its model card",
     "bench": "measures what the notebooks teach; each shows its own costs",
