@@ -10,6 +10,8 @@ Workloads, all greedy:
     c        one request of 64 tokens, on either model
     d        32 requests that share a prefix of 512 tokens, with and without caching
     e        a prompt of 1,800 tokens among 16 running requests, whole or in chunks
+    busy     a, and c on the embedded model, alone and beside a process that spins on a
+             core: how much of its speed does each engine keep?
     cost     what the engine takes beside the model, at 16, 64 and 256 requests
     texts    tokens, texts and logprobs next to vLLM's
 
@@ -31,6 +33,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
@@ -42,7 +46,7 @@ from tests.benchmark.worker import WORK  # noqa: E402
 
 OURS = "folovllm_lite"
 BATCHING = "transformers, batching"
-ALL = ["a", "b", "c", "d", "e", "cost", "texts"]
+ALL = ["a", "b", "c", "d", "e", "busy", "cost", "texts"]
 
 
 class Engine:
@@ -166,6 +170,43 @@ def take_turns(
     return found
 
 
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """Another program, which keeps a core busy."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def beside(
+    engines: list[Engine], repeats: int, works: Sequence[str] = ("a", "c")
+) -> dict[str, dict[str, Any]]:
+    """Tokens per second of every engine alone and beside a neighbour, in turn."""
+    found: dict[str, dict[str, Any]] = {}
+    for work in works:
+        _, count, _, _, tokens = WORK[work]
+        for engine in engines:
+            speeds: dict[str, list[float]] = {"alone": [], "beside": []}
+            name = f"{work}, {engine.name}"
+            try:
+                engine.do("generate", work, 4)
+                for _ in range(repeats):
+                    for how, figures in speeds.items():
+                        with neighbour() if how == "beside" else nullcontext():
+                            seconds, _ = engine.do("generate", work, tokens)
+                        figures.append(round(count * tokens / seconds, 1))
+            except RuntimeError as error:
+                found[name] = {"failed": str(error)}
+                continue
+            alone, busy = map(statistics.median, speeds.values())
+            found[name] = {**speeds, "kept": round(busy / alone, 2)}
+            print(f"  {name}: {found[name]}", flush=True)
+    return found
+
+
 def alone(ours: Engine, work: str, repeats: int) -> dict[str, Any]:
     """What is measured on our engine in two ways, taking turns."""
     jobs = {
@@ -238,13 +279,17 @@ def main() -> None:
         pythons = {OURS: sys.executable, **dict.fromkeys(args.peers, sys.executable)}
         if args.vllm:
             pythons["vllm"] = args.vllm
-        needed = pythons if set(args.work) & {"a", "b", "c", "texts"} else [OURS]
+        needed = (
+            pythons if set(args.work) & {"a", "b", "c", "busy", "texts"} else [OURS]
+        )
         engines = [Engine(name, pythons[name], models) for name in needed]
         by_name = {engine.name: engine for engine in engines}
         for work in args.work:
             print(work, flush=True)
             if work in ("d", "e", "cost"):
                 found[work] = alone(by_name[OURS], work, args.repeats)
+            elif work == "busy":
+                found[work] = beside(engines, args.repeats)
             elif work == "texts":
                 if "vllm" in by_name:
                     found[work] = compare(by_name[OURS], by_name["vllm"])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from tests.benchmark import run
@@ -43,6 +44,21 @@ def test_all_that_is_measured_is_a_time(found):
         for name, figures in found[work].items():
             for key, (value,) in figures.items():
                 assert value > 0 or key == "hit rate", (work, name, key)
+
+
+def test_a_neighbour_is_there_for_half_of_the_turns():
+    """And gone afterwards. How much speed is kept depends on the machine."""
+    models = {"embedded": str(run.ROOT / "folovllm_lite" / "tiny" / "model")}
+    engine = run.Engine(run.OURS, sys.executable, models)
+    others = set(psutil.Process().children())
+    try:
+        found = run.beside([engine], 2, ["c"])
+    finally:
+        engine.close()
+    (figures,) = found.values()
+    assert len(figures["alone"]) == len(figures["beside"]) == 2
+    assert min(figures["alone"] + figures["beside"]) > 0 and figures["kept"] > 0
+    assert set(psutil.Process().children()) <= others
 
 
 def test_an_engine_that_fails_is_named_with_its_error():
