@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -27,24 +29,29 @@ from folovllm_lite.scheduler import (
     whole,
 )
 
-_SUITE = Suite(package)
-_LENGTH = 24  # tokens that the judge's model was built for
-_PROMPTS = {"a": [5, 9, 3], "b": [4, 4, 8, 2, 7], "c": [6], "d": [5, 9, 3, 11]}
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Requests that fail on purpose are no news."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
-def engine(pieces: Any = None, /, **named: Any) -> None:
+_SUITE = engine = Suite(
+    package,
     """Judge LLMEngine of `folovllm_lite.engine`.
 
     `checks.engine(LLMEngine=Mine)` judges a class, `checks.engine(module)` that of a
     module. It is made of the package's scheduler and runner, over rows and over blocks,
-    with a tiny random model; its tokens are compared with `generation.generate`. Raises
-    CheckFailed at the end if a property doesn't hold.
-    """
-    logging.disable(logging.WARNING)  # requests that fail on purpose are no news
-    try:
-        _SUITE.run(pieces, **named)
-    finally:
-        logging.disable(logging.NOTSET)
+    with a tiny random model; its tokens are compared with `generation.generate`.
+    """,
+    inside=_quiet,
+)
+_LENGTH = 24  # tokens that the judge's model was built for
+_PROMPTS = {"a": [5, 9, 3], "b": [4, 4, 8, 2, 7], "c": [6], "d": [5, 9, 3, 11]}
 
 
 class _Rows:

@@ -103,7 +103,7 @@ class Suite:
                 about.
         """
         given = {**self._pieces(pieces), **named}
-        known = {name for each in self.properties for name in each.needs}
+        known = self.judges
         strange = sorted(named.keys() - known)
         if strange or not given.keys() & known:
             what = (
@@ -127,12 +127,17 @@ class Suite:
             )
         print(f"All {len(chosen)} properties hold.")
 
+    @property
+    def judges(self) -> set[str]:
+        """The names of all pieces that a property is about."""
+        return {name for each in self.properties for name in each.needs}
+
     def _pieces(self, pieces: Any) -> dict[str, Any]:
         if pieces is None:
             return {}
         if isinstance(pieces, Mapping):
             return dict(pieces)
-        known = {name for each in self.properties for name in each.needs}
+        known = self.judges
         return {name: getattr(pieces, name) for name in known if hasattr(pieces, name)}
 
 

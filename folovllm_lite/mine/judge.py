@@ -12,12 +12,19 @@ import sys
 import time
 import traceback
 import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from folovllm_lite import checks
+from folovllm_lite.checks.harness import Suite
 from folovllm_lite.mine.assembly import NAME, assemble, read_record, write_record
 from folovllm_lite.mine.notebooks import Found, parts
 from folovllm_lite.mine.pieces import PACKAGE
+
+# Attention contexts over the pool have one suite, whatever they are called.
+CONTEXTS = {"paged": ("PagedContext",), "flash": ("FlashContext",)}
 
 
 @dataclass(frozen=True)
@@ -26,34 +33,39 @@ class Verdict:
 
     red: int = 0
     first: tuple[str, ...] = ()
+    judged: bool = True  # there is a suite for it
 
 
 def judge(module: str, source: str, file: Path) -> Verdict:
     """Run the module's suites on it, among the package's other modules."""
-    from folovllm_lite import checks
-    from folovllm_lite.checks.harness import Suite
-
     try:
         pieces = _loaded(module, source, file)
     except Exception as error:  # noqa: BLE001  whatever a learner's code may raise
         return Verdict(1, (f"✗ it can't be imported: {type(error).__name__}: {error}",))
-    home = importlib.import_module(f"folovllm_lite.{module}")
-    red, first = 0, ()
-    for suite in vars(checks).values():
-        if not isinstance(suite, Suite) or suite.module is not home:
-            continue
-        known = {name for each in suite.properties for name in each.needs}
-        mine = {name: pieces[name] for name in known if name in pieces}
-        if not mine:
-            continue
+    red, first, judged = 0, (), False
+    for suite in _suites(module, pieces):
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.suppress(checks.CheckFailed):
-            suite(mine)
+            suite()
         blocks = re.split(r"\n(?=[✓✗] )", out.getvalue().rstrip())
         failed = [block for block in blocks if block.startswith("✗")]
         red += len(failed)
         first = first or tuple(failed[0].splitlines() if failed else ())
-    return Verdict(red, first)
+        judged = True
+    return Verdict(red, first, judged)
+
+
+def _suites(module: str, pieces: dict) -> Iterator[Callable[[], None]]:
+    """What judges a module's pieces."""
+    home = importlib.import_module(f"folovllm_lite.{module}")
+    for suite in vars(checks).values():
+        if isinstance(suite, Suite) and suite.module is home:
+            mine = {name: pieces[name] for name in suite.judges if name in pieces}
+            if mine:
+                yield partial(suite, mine)
+    for name in CONTEXTS.get(module, ()):
+        if name in pieces:
+            yield partial(checks.contexts, pieces[name])
 
 
 def _loaded(module: str, source: str, file: Path) -> dict:
@@ -91,7 +103,7 @@ def judge_all(found: Found, sources: dict[str, str], out: Path) -> dict[str, Ver
         digest = _digest(sources[module])
         if record.get(module) != digest:
             verdicts[module] = judge(module, sources[module], folder / f"{module}.py")
-            if verdicts[module].red:
+            if verdicts[module].red or not verdicts[module].judged:
                 record.pop(module, None)
                 continue
             record[module] = digest

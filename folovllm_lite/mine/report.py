@@ -88,7 +88,11 @@ def table(found: Found, verdicts: dict[str, judge.Verdict]) -> list[str]:
                 ", ".join(sorted({piece.notebook[:2] for piece in yours})),
                 f"{len(yours)} of {len(pieces(source_of(module)))}",
                 str(sum(len(piece.lines) for piece in yours)),
-                f"✗ {verdict.red} red" if verdict.red else "✓",
+                f"✗ {verdict.red} red"
+                if verdict.red
+                else "✓"
+                if verdict.judged
+                else "-",
             )
         )
     if len(rows) == 1:
@@ -100,6 +104,12 @@ def table(found: Found, verdicts: dict[str, judge.Verdict]) -> list[str]:
     ]
     rest = [module for module in parts() if module not in verdicts]
     return [*lines, "", f"The package's: {', '.join(rest)}."]
+
+
+def _said(verdict: judge.Verdict) -> str:
+    if verdict.red:
+        return f"✗ {verdict.red} red"
+    return "✓" if verdict.judged else "no suite: the stories judge it"
 
 
 def differences(found: Found) -> str:

@@ -53,7 +53,8 @@ def writing_form(notebook: dict) -> dict:
             cell["source"] = _FOLD.format(cell["source"])
         cells.append(cell)
         if last.get(index):
-            cells.append(_check(notebook, index, module_of(cell), last[index]))
+            check = _check(notebook, index, module_of(cell), last[index])
+            cells += [check] if "checks." in check["source"] else []
     if any(map(blanks_of, cells)):
         cells.insert(1, _markdown("writing-form", _NOTE))
     notebook["cells"] = cells
@@ -130,13 +131,24 @@ def _check(notebook: dict, index: int, module: str, names: list[str]) -> dict:
     its module that the notebook has completed by then.
     """
     from folovllm_lite import checks
+    from folovllm_lite.mine.judge import CONTEXTS, Suite
 
-    suite = getattr(checks, module)
-    known = {name for each in suite.properties for name in each.needs}
-    if not known & set(names):
-        names = [n for n, end in _ends(notebook, module).items() if end <= index]
-    given = ", ".join(f"{name}={name}" for name in names if name in known)
-    source = f"from folovllm_lite import checks\n\nchecks.{module}({given})"
+    there = [name for name, end in _ends(notebook, module).items() if end <= index]
+    suites = {
+        name: suite.judges
+        for name, suite in vars(checks).items()
+        if isinstance(suite, Suite) and suite.module.__name__.endswith(f".{module}")
+    }
+    calls: list[str] = []
+    for asked in (names, there):
+        for name, judged in suites.items():
+            given = ", ".join(f"{piece}={piece}" for piece in asked if piece in judged)
+            calls += [f"checks.{name}({given})"] if given else []
+        contexts = set(asked) & set(CONTEXTS.get(module, ()))
+        calls += [f"checks.contexts({piece})" for piece in contexts]
+        if calls:
+            break
+    source = "\n".join(["from folovllm_lite import checks\n", *calls])
     cell = notebook["cells"][index]
     return {
         "cell_type": "code",
