@@ -103,7 +103,7 @@ class Suite:
                 about.
         """
         given = {**self._pieces(pieces), **named}
-        known = self.judges
+        known = self.judges()
         strange = sorted(named.keys() - known)
         if strange or not given.keys() & known:
             what = (
@@ -127,7 +127,6 @@ class Suite:
             )
         print(f"All {len(chosen)} properties hold.")
 
-    @property
     def judges(self) -> set[str]:
         """The names of all pieces that a property is about."""
         return {name for each in self.properties for name in each.needs}
@@ -137,7 +136,7 @@ class Suite:
             return {}
         if isinstance(pieces, Mapping):
             return dict(pieces)
-        known = self.judges
+        known = self.judges()
         return {name: getattr(pieces, name) for name in known if hasattr(pieces, name)}
 
 

@@ -60,7 +60,7 @@ def _suites(module: str, pieces: dict) -> Iterator[Callable[[], None]]:
     home = importlib.import_module(f"folovllm_lite.{module}")
     for suite in vars(checks).values():
         if isinstance(suite, Suite) and suite.module is home:
-            mine = {name: pieces[name] for name in suite.judges if name in pieces}
+            mine = {name: pieces[name] for name in suite.judges() if name in pieces}
             if mine:
                 yield partial(suite, mine)
     for name in CONTEXTS.get(module, ()):

@@ -135,7 +135,7 @@ def _check(notebook: dict, index: int, module: str, names: list[str]) -> dict:
 
     there = [name for name, end in _ends(notebook, module).items() if end <= index]
     suites = {
-        name: suite.judges
+        name: suite.judges()
         for name, suite in vars(checks).items()
         if isinstance(suite, Suite) and suite.module.__name__.endswith(f".{module}")
     }

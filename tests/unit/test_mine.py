@@ -255,7 +255,7 @@ BROKEN = [
     ("04", "outputs", "self.finish_reason is not None", "False"),
     ("06", "attention", "math.sqrt(D)", "D"),
     ("07", "kv_cache", "self.length += tokens", "self.length = tokens"),
-    ("08", "processor", "return count\n", "return count - 1\n"),
+    ("08", "processor", "final=True", "final=False"),
     ("09", "generation", "(seed + index)", "(seed)"),
 ]
 
@@ -380,11 +380,11 @@ def test_the_course_asks_for_many_pieces():
         for c in read(path)["cells"]
         for blank in blanks_of(c)
     ]
-    assert len(asked) >= 10
+    assert len(asked) >= 30
     written = [
         path.name for path in lessons() if any(map(blanks_of, read(path)["cells"]))
     ]
-    assert len(written) >= 2
+    assert len(written) >= 9, "every notebook but the tour has a heart"
 
 
 @pytest.mark.parametrize("path", lessons(), ids=lambda path: path.stem)
@@ -399,14 +399,15 @@ def test_the_writing_form_has_blanks_and_a_judge_below_each(path):
     blank = {
         p.name.partition(".")[0] for each in found.values() for p in each if p.blank
     }
-    assert asked == blank - {"AttentionContext"}, "a protocol is blank by nature"
+    # Protocols, and what Numba fills in, are blank by nature.
+    assert asked == blank - {"AttentionContext", "Memory", "StepRunner", "widen"}
     assert not asked or judged
     for name in asked - set(re.findall(r"(\w+)=", judged)):
         assert name in JUDGED_THROUGH, f"nobody judges {name}"
 
 
 # The properties of a cache are about its contexts too.
-JUDGED_THROUGH = {"ContiguousContext"}
+JUDGED_THROUGH = {"ContiguousContext", "attend_tile_cpu"}
 
 
 def find_in(made):
