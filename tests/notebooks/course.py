@@ -109,7 +109,6 @@ UNTAUGHT: dict[str, int | str] = {
 # soon as its lesson keeps the rules.
 LONG = {
     "07_kv_cache.ipynb",
-    "09_generation_loop.ipynb",
 }
 
 
