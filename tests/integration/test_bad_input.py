@@ -282,6 +282,13 @@ def test_a_truncated_weights_file(tmp_path, keep):
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
         ({"num_key_value_heads": 3}, "4 query heads can't share 3"),
         ({"hidden_size": None}, "hidden_size"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a positive number, got nan"),
+        ({"rope_parameters": {"rope_theta": -1e4}}, "rope_theta must be .*-10000"),
+        ({"rope_parameters": "yarn"}, "rope_parameters must be an object, got 'yarn'"),
+        ({"max_position_embeddings": "lots"}, "max_position_embeddings .*'lots'"),
+        ({"num_hidden_layers": 20_000}, "20000 layers.*at least [0-9]+ parameters"),
+        ({"num_hidden_layers": 2**31 - 1}, "2147483647 layers"),
+        ({"vocab_size": 2**31 - 1, "hidden_size": 2**20}, "vocab_size 2147483647"),
     ],
 )
 def test_unknown_kinds_of_model_are_refused_by_name(tmp_path, changes, message):
