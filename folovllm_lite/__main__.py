@@ -28,6 +28,7 @@ examples:
   {prog} mine --with 09#serve
   {prog} doctor
   {prog} bench --peer transformers
+  {prog} quantize Qwen/Qwen3-0.6B qwen3-gptq
 """
 
 _MAX_TOKENS = 256  # unless --max-tokens says otherwise, or less fits
@@ -519,6 +520,59 @@ def _bench(args: argparse.Namespace) -> None:
     print(report(run(_load(args), args)))
 
 
+def _quantize_command(commands: Any) -> None:
+    parser = commands.add_parser(
+        "quantize",
+        help="write a model with four bits a weight (GPTQ)",
+        description="Write a copy of a checkpoint whose linear layers have four bits a "
+        "weight. A step then reads a quarter of the bytes. What the copy loses is "
+        "measured, and stands in its README.md.",
+    )
+    parser.add_argument("model", help="directory of a checkpoint, or a Hub name; "
+                        "'embedded' is the model in this package")  # fmt: skip
+    parser.add_argument("out", help="directory to make")
+    parser.add_argument("--bits", type=int, default=4, help="bits a weight (4)")
+    parser.add_argument(
+        "--group-size", type=int, default=128,
+        help="inputs that share a scale; -1 is a whole row (128)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--asym", action="store_true", help="choose a zero point for each group"
+    )
+    parser.add_argument(
+        "--act-order", action="store_true", help="begin with the largest inputs"
+    )
+    parser.add_argument(
+        "--damp", type=float, default=0.01,
+        help="share of the mean that is added to the Hessian's diagonal (0.01)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration", metavar="FILE",
+        help="text like what the model will be used for; without it, what the embedded "
+        "model was trained on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", help="cpu or cuda (default: cuda where there is one)"
+    )
+    parser.set_defaults(run=_quantize)
+
+
+def _quantize(args: argparse.Namespace) -> None:
+    from folovllm_lite import gptq
+    from folovllm_lite.tiny import corpus
+
+    config = gptq.GPTQConfig(
+        args.group_size, not args.asym, args.act_order, args.damp, bits=args.bits
+    )
+    texts = corpus.calibration()
+    if args.calibration is not None:
+        data = Path(args.calibration).read_bytes()
+        texts = [_decoded(data, args.calibration)]
+    model = None if args.model == "embedded" else args.model
+    report = gptq.quantize(model, args.out, texts, config, device=args.device)
+    print(report.table())
+
+
 _COMMANDS = (
     _lab_command,
     _generate_command,
@@ -527,6 +581,7 @@ _COMMANDS = (
     _mine_command,
     _doctor_command,
     _bench_command,
+    _quantize_command,
 )
 
 

@@ -10,6 +10,8 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
+from folovllm_lite.fast import four_bit_kernel
+
 BUSY = 0.3  # cores in others' hands from which on a measured speed says little
 
 
@@ -76,6 +78,19 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def four_bits() -> Finding:
+    """What computes layers with four bits a weight on the CPU."""
+    there = four_bit_kernel(torch.bfloat16)
+    return Finding(
+        "Four-bit layers",
+        "PyTorch's kernel, in half precision" if there else "no kernel on this CPU",
+        "in float32 they are unpacked on loading"
+        if there
+        else "they are unpacked on loading, and take the memory of plain ones",
+        there,
+    )
+
+
 def checkup() -> list[Finding]:
     """Look at this machine; nothing is changed and nothing is downloaded."""
     neighbours = Neighbours()
@@ -99,6 +114,7 @@ def checkup() -> list[Finding]:
             f"PyTorch uses {torch.backends.cpu.get_cpu_capability()}",
         ),
         Finding("Numba", _version("numba") or "missing", "attention on the CPU"),
+        four_bits(),
         Finding("Memory", f"{memory:.1f} GiB", "Qwen3-0.6B needs 1.5 GiB in bfloat16"),
         _gpu(),
     ]

@@ -11,10 +11,14 @@ code on one thread, before and after `attend`. oneDNN, which PyTorch also calls 
 is Intel's library of kernels for CPUs.
 """
 
+from __future__ import annotations
+
 import math
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -23,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from folovllm_lite.attention import AttentionContext
-from folovllm_lite.flash import compiled
+from folovllm_lite.flash import compiled, on_gpu
+from folovllm_lite.gptq import QuantizedLinear, pack_levels, unpack_levels
 from folovllm_lite.qwen3 import MLP, Attention, Layer, Qwen3, RMSNorm, rotate
 
 # Weights of at most so many elements stay as they are beside their packed form,
@@ -41,8 +46,7 @@ _WORTH_SHARING = 10**8
 def prepare(model: Qwen3) -> Qwen3:
     """Replace the layers of `model` by faster ones; for inference only.
 
-    The model is changed, and returned; memory holds its weights once. Linear layers
-    that aren't PyTorch's own (quantized ones) stay as they are.
+    The model is changed, and returned; memory holds its weights once.
     """
     _replace(model)
     if isinstance(model.lm_head, PackedLinear):
@@ -64,19 +68,28 @@ def _faster(layer: nn.Module) -> nn.Module | None:
     kind = type(layer)
     if kind is Layer:
         return FastLayer(layer)
-    if kind is Attention and _plain(layer.q_proj, layer.k_proj, layer.v_proj):
+    if kind is Attention and _alike(layer.q_proj, layer.k_proj, layer.v_proj):
         return FastAttention(layer)
-    if kind is MLP and _plain(layer.gate_proj, layer.up_proj):
+    if kind is MLP and _alike(layer.gate_proj, layer.up_proj):
         return FastMLP(layer)
-    if kind is nn.Linear:
+    if kind in (nn.Linear, QuantizedLinear):
         return linear(layer)
     if kind is RMSNorm:
         return FastNorm(layer.weight, layer.eps)
     return Table(layer.weight) if kind is nn.Embedding else None
 
 
-def _plain(*layers: nn.Module) -> bool:
-    return all(type(layer) is nn.Linear for layer in layers)
+def _alike(first: nn.Module, *others: nn.Module) -> bool:
+    """Whether the layers can be one: all plain, or quantized in the same groups."""
+    kind = type(first)
+    if any(type(layer) is not kind for layer in others):
+        return False
+    if kind is QuantizedLinear:
+        return all(
+            layer.config == first.config and torch.equal(layer.g_idx, first.g_idx)
+            for layer in others
+        )
+    return kind is nn.Linear
 
 
 class Prepared(nn.Module):
@@ -91,7 +104,7 @@ class Prepared(nn.Module):
 
     __reduce_ex__ = state_dict = _load_from_state_dict = _apply = _refuse
 
-    def train(self, mode: bool = True) -> "Prepared":
+    def train(self, mode: bool = True) -> Prepared:
         """Refused; `eval()` is not."""
         return self._refuse() if mode else super().train(False)
 
@@ -210,11 +223,13 @@ def threads_for(weights: int, tokens: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def linear(*layers: nn.Linear) -> FastLinear:
+def linear(*layers: nn.Linear | QuantizedLinear) -> Prepared:
     """Layers that read the same x, as one: their results stand side by side.
 
     vLLM does the same by loading q, k and v into one `qkv_proj`.
     """
+    if isinstance(layers[0], QuantizedLinear):
+        return _four_bits(_joined(layers))
     weight, bias = layers[0].weight.detach(), layers[0].bias
     if len(layers) > 1:
         weight = torch.cat([layer.weight for layer in layers])
@@ -232,6 +247,222 @@ def _packs(dtype: torch.dtype) -> bool:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     # In float32 it was measured on x86 alone; on other CPUs PyTorch's choice stands.
     return dtype == torch.float32 and platform.machine() in ("x86_64", "AMD64")
+
+
+def _joined(layers: tuple[QuantizedLinear, ...]) -> QuantizedLinear:
+    """Quantized layers with the same groups, as one."""
+    first, sizes = layers[0], [layer.out_features for layer in layers]
+    if len(layers) == 1:
+        return first
+    bias = any(layer.bias is not None for layer in layers)
+    with torch.device("meta"):
+        whole = QuantizedLinear(
+            first.in_features, sum(sizes), bias, first.config, first.dtype
+        )
+    for name in ("qweight", "qzeros", "scales"):
+        parts = [getattr(layer, name) for layer in layers]
+        setattr(whole, name, torch.cat(parts, 1))
+    whole.g_idx = first.g_idx
+    if bias:
+        parts = [
+            first.scales.new_zeros(N, dtype=first.dtype) if x.bias is None else x.bias
+            for x, N in zip(layers, sizes, strict=True)
+        ]
+        whole.bias = nn.Parameter(torch.cat(parts), False)
+    return whole
+
+
+def _four_bits(layer: QuantizedLinear) -> Prepared:
+    """The form in which this machine computes a quantized layer soonest.
+
+    On a CPU PyTorch's kernel in half precision. In float32 that kernel takes longer
+    than the plain product, and it has no form for every group: there the weight is made
+    once, and takes the memory that it took before. On a GPU the kernel below.
+    """
+    group = kernel_group(layer.g_idx, layer.config.size(layer.in_features))
+    if layer.qweight.device.type == "cpu" and four_bit_kernel(layer.dtype) and group:
+        return CPUInt4Linear(layer, group)
+    if layer.qweight.is_cuda and group and find_spec("triton"):
+        return TritonInt4Linear(layer)
+    with torch.device("meta"):
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False)
+    weight = layer.quantized.dequantize().to(layer.dtype)
+    plain.weight, plain.bias = nn.Parameter(weight, False), layer.bias
+    return linear(plain)
+
+
+def kernel_group(g_idx: Tensor, size: int) -> int | None:
+    """The group size with which the kernels can compute; None if with none.
+
+    A larger group is as many of the kernel's with the same scale. Groups that aren't
+    all of one size have no kernel.
+    """
+    count = len(g_idx) // size
+    if not bool((g_idx.bincount(minlength=count) == size).all()):
+        return None
+    return next((n for n in (256, 128, 64, 32) if size % n == 0), None)
+
+
+@cache
+def four_bit_kernel(dtype: torch.dtype) -> bool:
+    """Whether PyTorch computes four-bit layers on this CPU, rightly, with `dtype`."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    levels = torch.arange(_ROWS * 32).view(_ROWS, 32).int() % 16
+    scales = torch.tensor([0.5, 1.0], dtype=dtype).expand(1, _ROWS, 2).contiguous()
+    try:
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+        got = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            torch.ones(2, 32, dtype=dtype), packed, 32, scales
+        )
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    wanted = ((levels.float() - 8) * 0.5 + 1).sum(1)
+    return torch.allclose(got.float(), wanted.expand(2, -1), rtol=0.02)
+
+
+# Outputs that the kernel packs together, on the machines where it was looked at.
+_ROWS = 64
+# From so many tokens on the weights are made for one step, and multiplied plainly.
+_MANY = 192
+
+
+class CPUInt4Linear(Prepared):
+    """x W^T + b with PyTorch's own four-bit kernel for CPUs.
+
+    The kernel wants neighbours in a group, so inputs stand in the order of their
+    groups, and x is brought into that order. For many tokens it takes longer than a
+    plain product: there the levels are read back, if their layout is one that we know.
+    """
+
+    def __init__(self, layer: QuantizedLinear, group: int):
+        super().__init__()
+        q, K, N = layer.quantized, layer.in_features, layer.out_features
+        self.out_features, self.group, self.bias = N, group, layer.bias
+        self.order = _order(q.g_idx)
+        more = -N % _ROWS
+        levels = q.levels if self.order is None else q.levels[:, self.order]
+        levels = F.pad(levels.int(), (0, 0, 0, more))
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+        # The kernel computes (level - 8) * scale + shift.
+        scales = q.scales.float()
+        both = torch.stack((scales, scales * (8 - q.zeros.float())), -1)  # [N, G, 2]
+        repeat = layer.config.size(K) // group
+        both = both.repeat_interleave(repeat, 1).transpose(0, 1)
+        self.scales = F.pad(both, (0, 0, 0, more)).to(layer.dtype).contiguous()
+        self.readable = torch.equal(self._levels(), levels.view(-1, _ROWS, K).mT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [T, in] to [T, out]."""
+        if self.order is not None:
+            x = x[:, self.order]
+        if len(x) >= _MANY and self.readable:
+            out = self._multiply(x)
+        else:
+            out = torch.ops.aten._weight_int4pack_mm_for_cpu(
+                x.contiguous(), self.packed, self.group, self.scales
+            )
+        out = out[:, : self.out_features]
+        return out if self.bias is None else out + self.bias
+
+    def _levels(self) -> Tensor:
+        """The levels [N / 64, K, 64], read back."""
+        bytes_ = self.packed.view(-1, self.packed.shape[1] * 2, _ROWS // 2)
+        return torch.cat((bytes_ & 15, bytes_ >> 4), -1)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """Make the weight, [N / 64, K, 64], and multiply with it."""
+        G = len(self.scales)
+        scale, shift = self.scales.view(G, -1, 1, _ROWS, 2).transpose(0, 1).unbind(-1)
+        levels = self._levels().to(x.dtype).unflatten(1, (G, -1))  # [N/64, G, n, 64]
+        weight = torch.addcmul(shift - 8 * scale, levels, scale).flatten(1, 2)
+        out = x @ weight  # [N / 64, T, 64]
+        return out.transpose(0, 1).flatten(1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a step of few tokens reads of it."""
+        return self.packed.nbytes + self.scales.nbytes
+
+
+tl = None  # triton.language, as soon as the kernel is wanted
+# Up to so many tokens a step reads the levels; more are multiplied with the weight.
+_FEW_ON_GPU = 32
+
+
+def four_bit_product(
+    x_at, words_at, scales_at, zeros_at, out_at, T, N, K,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """One program: all T tokens times WIDTH outputs, 32 inputs at a time.
+
+    x [T, K]; words [K / 8, N]; scales, zeros [K / GROUP, N]; out [T, N].
+    """
+    n, t = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH), tl.arange(0, TOKENS)
+    k = tl.arange(0, 32)
+    total = tl.zeros((TOKENS, WIDTH), tl.float32)
+    for start in range(0, K, 32):
+        x = tl.load(x_at + t[:, None] * K + (start + k)[None, :], (t < T)[:, None], 0.0)
+        place = ((start + k) // 8)[:, None] * N + n[None, :]
+        words = tl.load(words_at + place, (n < N)[None, :], 0)
+        group = start // GROUP * N
+        scale = tl.load(scales_at + group + n, n < N, 0.0).to(tl.float32)
+        zero = tl.load(zeros_at + group + n, n < N, 0)
+        levels = (words >> ((k % 8) * 4)[:, None]) & 15
+        w = (levels - zero[None, :]).to(tl.float32) * scale[None, :]
+        if WIDE:  # the interpreter takes bfloat16 for integers
+            total += tl.dot(x.to(tl.float32), w, input_precision="ieee")
+        else:
+            total += tl.dot(x, w.to(x.dtype), input_precision="ieee")
+    out, real = (
+        out_at + t[:, None] * N + n[None, :],
+        (t < T)[:, None] & (n < N)[None, :],
+    )
+    tl.store(out, total.to(out_at.dtype.element_ty), real)
+
+
+class TritonInt4Linear(Prepared):
+    """x W^T + b on a GPU: few tokens read the levels, many a weight made for the step.
+
+    No GPU has timed it yet.
+    """
+
+    def __init__(self, layer: QuantizedLinear):
+        super().__init__()
+        q, self.out_features, self.bias = (
+            layer.quantized,
+            layer.out_features,
+            layer.bias,
+        )
+        self.order, self.group = _order(q.g_idx), layer.config.size(layer.in_features)
+        levels = q.levels if self.order is None else q.levels[:, self.order]
+        self.words = pack_levels(levels.T)
+        self.scales, self.zeros = q.scales.T.contiguous(), q.zeros.T.int().contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [T, in] to [T, out]."""
+        x = x.contiguous() if self.order is None else x[:, self.order]
+        (T, K), N = x.shape, self.out_features
+        if T > _FEW_ON_GPU:
+            steps = unpack_levels(self.words).unflatten(0, (-1, self.group))
+            steps = steps.float() - self.zeros[:, None]  # [G, group, N]
+            weight = (steps * self.scales[:, None].float()).flatten(0, 1)
+            out = x @ weight.to(x.dtype)
+        else:
+            out = x.new_empty(T, N)
+            on_gpu(four_bit_product)[(-(-N // 32),)](
+                x, self.words, self.scales, self.zeros, out, T, N, K,
+                TOKENS=16 if T <= 16 else 32, WIDTH=32, GROUP=self.group,
+                WIDE=not x.is_cuda,
+            )  # fmt: skip
+        return out if self.bias is None else out + self.bias
+
+
+def _order(g_idx: Tensor) -> Tensor | None:
+    """The inputs by their groups; None if they stand so."""
+    order = g_idx.argsort(stable=True)
+    return None if bool((order.diff() == 1).all()) else order
 
 
 def padded(rows: int) -> int:
@@ -296,7 +527,7 @@ class FastLayer(Prepared):
 
     def __init__(self, plain: Layer):
         super().__init__()
-        self.size = sum(weight.numel() for weight in plain.parameters())
+        self.size = sum(_weights(module) for module in plain.modules())
         self.on_cpu = plain.input_layernorm.weight.device.type == "cpu"
         first, second = plain.input_layernorm, plain.post_attention_layernorm
         self.self_attn, self.mlp = plain.self_attn, plain.mlp
@@ -342,6 +573,13 @@ class FastLayer(Prepared):
             out.reshape(T, -1).contiguous().numpy(), x.numpy(), *after, made.numpy()
         )
         return made
+
+
+def _weights(module: nn.Module) -> int:
+    """How many weights a module multiplies with, its parts apart."""
+    if isinstance(module, nn.Linear | QuantizedLinear):
+        return module.in_features * module.out_features
+    return 0
 
 
 def _norm(plain: RMSNorm) -> tuple[np.ndarray, np.float32]:

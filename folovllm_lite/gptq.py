@@ -456,14 +456,28 @@ def unpack(tensors: dict[str, Tensor], config: GPTQConfig) -> Quantized:
 class QuantizedLinear(nn.Module):
     """x W^T + b with W in four bits, as a checkpoint stores it.
 
-    The plain form: it makes W anew for every call. `faster` gives the form for a
-    machine.
+    The plain form: it makes W anew for every call. `fast.prepare` puts a machine's own
+    in its place.
+
+    Args:
+        K, N: inputs and outputs.
+        bias: whether there is one.
+        config: of the checkpoint.
+        dtype: of the activations that will come, and of the bias.
     """
 
-    def __init__(self, K: int, N: int, bias: bool, config: GPTQConfig):
+    def __init__(
+        self,
+        K: int,
+        N: int,
+        bias: bool,
+        config: GPTQConfig,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__()
         check_sizes(N, K, config)
-        self.in_features, self.out_features, self.config = K, N, config
+        self.in_features, self.out_features = K, N
+        self.config, self.dtype = config, dtype
         G = K // config.size(K)
         shapes = {
             "qweight": ((K // _PER_INT32, N), torch.int32),
@@ -471,9 +485,10 @@ class QuantizedLinear(nn.Module):
             "scales": ((G, N), torch.float16),
             "g_idx": ((K,), torch.int32),
         }
-        for name, (shape, dtype) in shapes.items():
-            self.register_buffer(name, torch.zeros(shape, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(N), False) if bias else None
+        for name, (shape, kind) in shapes.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=kind))
+        zeros = torch.zeros(N, dtype=dtype)
+        self.bias = nn.Parameter(zeros, False) if bias else None
 
     @property
     def quantized(self) -> Quantized:
@@ -485,85 +500,6 @@ class QuantizedLinear(nn.Module):
         return F.linear(x, self.quantized.dequantize().to(x.dtype), self.bias)
 
 
-# ----- faster
-
-
-def kernel_group(g_idx: Tensor, size: int) -> int | None:
-    """The group size with which PyTorch's kernel can compute; None if with none.
-
-    A larger group is as many of the kernel's with the same scale. Groups of other
-    sizes than the config's have no kernel.
-    """
-    count = len(g_idx) // size
-    if not torch.equal(g_idx.bincount(minlength=count), torch.full((count,), size)):
-        return None
-    return next((n for n in (256, 128, 64, 32) if size % n == 0), None)
-
-
-class CPUInt4Linear(nn.Module):
-    """x W^T + b with PyTorch's own four-bit kernel for CPUs; for inference only.
-
-    The kernel wants neighbours in a group, so columns stand in the order of their
-    groups, and x is brought into that order.
-    """
-
-    def __init__(self, layer: QuantizedLinear, dtype: torch.dtype):
-        super().__init__()
-        q, K, N = layer.quantized, layer.in_features, layer.out_features
-        self.in_features, self.out_features, self.bias = K, N, layer.bias
-        size = layer.config.size(K)
-        self._group = kernel_group(q.g_idx, size)
-        order = q.g_idx.argsort(stable=True)
-        self._order = None if torch.equal(order, torch.arange(K)) else order
-        more = -N % _KERNEL_ROWS
-        levels = F.pad(q.levels[:, order].int(), (0, 0, 0, more))
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
-        # The kernel computes (level - 8) * scale + shift.
-        scales = q.scales.float()
-        both = torch.stack((scales, scales * (8 - q.zeros.float())), -1)  # [N, G, 2]
-        both = both.repeat_interleave(size // self._group, 1).transpose(0, 1)
-        self._scales = F.pad(both, (0, 0, 0, more)).to(dtype).contiguous()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [T, K] to [T, N]."""
-        if self._order is not None:
-            x = x[:, self._order]
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.contiguous(), self._packed, self._group, self._scales
-        )[:, : self.out_features]
-        return out if self.bias is None else out + self.bias
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that a step reads of it."""
-        return self._packed.nbytes + self._scales.nbytes
-
-
-# Outputs that PyTorch's kernel wants a multiple of.
-_KERNEL_ROWS = 16
-
-
-def faster(layer: QuantizedLinear, dtype: torch.dtype) -> nn.Module:
-    """The same layer in the form that this machine computes soonest with `dtype`.
-
-    On a CPU that is PyTorch's kernel in half precision. In float32 the kernel takes
-    longer than the plain product, and it has no form for every group: there the weight
-    is made once, and takes the memory that it took before.
-    """
-    device = layer.qweight.device
-    if device.type != "cpu":
-        return layer
-    if dtype != torch.float32 and kernel_group(
-        layer.g_idx, layer.config.size(layer.in_features)
-    ):
-        return CPUInt4Linear(layer, dtype)
-    with torch.device("meta"):
-        plain = nn.Linear(layer.in_features, layer.out_features, bias=False)
-    weight = layer.quantized.dequantize().to(dtype)
-    plain.weight, plain.bias = nn.Parameter(weight, False), layer.bias
-    return plain
-
-
 # ----- whole models
 
 
@@ -572,7 +508,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> Qwen3:
-    """Load a GPTQ checkpoint for inference, each layer as `faster` makes it.
+    """Load a GPTQ checkpoint, without gradients; its layers are `QuantizedLinear`.
 
     Args:
         path: see `model_loader.resolve_checkpoint`.
@@ -607,7 +543,6 @@ def load(
         G = len(layer.scales)
         if not bool(((layer.g_idx >= 0) & (layer.g_idx < G)).all()):
             raise ValueError(f"{path}: {name}.g_idx names groups beyond 0 to {G - 1}")
-        _replace(model, name, faster(layer, dtype))
     return model.requires_grad_(False).eval()
 
 
@@ -623,12 +558,11 @@ def _quantize_layers(
         # Some files have a bias of zeros where the architecture has none.
         bias = linear.bias is not None or f"{name}.bias" in home
         try:
-            layer = QuantizedLinear(K, N, bias, config)
+            layer = QuantizedLinear(K, N, bias, config, linear.weight.dtype)
         except ValueError as error:
             raise ValueError(f"{checkpoint.path}: {name}: {error}") from None
-        if bias:
-            layer.bias.data = layer.bias.data.to(linear.weight.dtype)
-        _replace(model, name, layer)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer)
         names.append(name)
     return names
 
@@ -673,11 +607,6 @@ class _Checkpoint:
                 f"the weights in {self.path} don't fit the model:\n  "
                 + "\n  ".join(sorted(problems))
             )
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
 
 
 @dataclass

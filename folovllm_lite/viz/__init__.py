@@ -10,6 +10,7 @@ from folovllm_lite.viz.configs import draw_memory, size
 from folovllm_lite.viz.course import PARTS, Part, course_map, my_map
 from folovllm_lite.viz.flash import draw_pieces, draw_tiles, draw_traffic, tile_kinds
 from folovllm_lite.viz.generation import draw_loop, loop_passes
+from folovllm_lite.viz.gptq import draw_hessian, draw_levels
 from folovllm_lite.viz.kv_cache import draw_passes, draw_roofline
 from folovllm_lite.viz.model_loader import draw_file
 from folovllm_lite.viz.paged_kv_cache import draw_slots, draw_waste
@@ -46,6 +47,8 @@ __all__ = [
     "draw_attention",
     "draw_file",
     "draw_groups",
+    "draw_hessian",
+    "draw_levels",
     "draw_loop",
     "draw_masking",
     "draw_memory",

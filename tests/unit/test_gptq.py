@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from folovllm_lite import gptq
+from folovllm_lite import fast, gptq
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.gptq import GPTQConfig
 from folovllm_lite.llm import LLM
@@ -103,7 +103,9 @@ def test_an_independent_reader_gets_the_engines_logprobs(made, name, tmp_path):
         ids = torch.tensor(tokenizer.encode(text))
         wanted = logprobs(plain, ids)
         for dtype, within in ((torch.float32, 0.005), (torch.bfloat16, 1.0)):
-            got = logprobs(gptq.load(folder, dtype, "cpu"), ids)
+            model = gptq.load(folder, dtype, "cpu")
+            plainly, got = logprobs(model, ids), logprobs(fast.prepare(model), ids)
+            assert (plainly - wanted).abs().max() < within
             assert (got - wanted).abs().max() < within
             mean = (got.exp() * (got - wanted)).sum(-1).mean()  # KL divergence
             assert mean < (1e-6 if dtype == torch.float32 else 0.02)
@@ -338,7 +340,7 @@ def test_a_bias_that_the_architecture_lacks_is_added(made, tmp_path):
 # ----- layers
 
 
-def layer_of(K, N, config, seed=0, bias=False, shuffled=True):
+def layer_of(K, N, config, dtype=torch.float32, seed=0, bias=False, shuffled=True):
     """A quantized layer with random contents."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda high, *shape: torch.randint(high, shape, generator=generator)  # noqa: E731
@@ -350,7 +352,7 @@ def layer_of(K, N, config, seed=0, bias=False, shuffled=True):
         (draw(15, N, G) + 1).to(torch.uint8),
         order.int() // config.size(K),
     )
-    layer = gptq.QuantizedLinear(K, N, bias, config)
+    layer = gptq.QuantizedLinear(K, N, bias, config, dtype)
     layer.load_state_dict(
         gptq.pack(quantized, config) | ({"bias": draw(3, N).float()} if bias else {})
     )
@@ -363,7 +365,7 @@ def layer_of(K, N, config, seed=0, bias=False, shuffled=True):
     size=st.sampled_from([16, 32, 64, 96, 128, 256, -1]),
     groups=st.integers(1, 3),
     N=st.sampled_from([8, 16, 24, 64, 200]),
-    T=st.integers(1, 5),
+    T=st.sampled_from([1, 2, 5, 191, 192]),
     shuffled=st.booleans(),
     bias=st.booleans(),
     seed=st.integers(0, 99),
@@ -372,14 +374,12 @@ def test_the_faster_layer_computes_the_same(
     dtype, size, groups, N, T, shuffled, bias, seed
 ):
     K = groups * (64 if size == -1 else size)
-    layer, quantized = layer_of(K, N, GPTQConfig(size), seed, bias, shuffled)
-    if bias:
-        layer.bias.data = layer.bias.data.to(dtype)
+    layer, quantized = layer_of(K, N, GPTQConfig(size), dtype, seed, bias, shuffled)
     x = torch.randn(T, K, generator=torch.Generator().manual_seed(seed)).to(dtype)
     wanted = x.double() @ quantized.dequantize().double().T
     if bias:
         wanted = wanted + layer.bias.double()
-    got = gptq.faster(layer, dtype)(x)
+    got = fast.linear(layer)(x)
     assert got.dtype == dtype and got.shape == (T, N)
     # Of a half-precision weight and scale, and of the result.
     exact = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}[dtype]
@@ -388,20 +388,62 @@ def test_the_faster_layer_computes_the_same(
 
 
 def test_half_precision_on_a_cpu_has_a_kernel():
+    assert fast.four_bit_kernel(torch.bfloat16)
+    layer, _ = layer_of(128, 64, GPTQConfig(32), torch.bfloat16)
+    four_bits = fast.linear(layer)
+    assert isinstance(four_bits, fast.CPUInt4Linear) and four_bits.readable
+    assert four_bits.nbytes < 0.35 * 2 * 128 * 64
     layer, _ = layer_of(128, 16, GPTQConfig(32))
-    fast = gptq.faster(layer, torch.bfloat16)
-    assert isinstance(fast, gptq.CPUInt4Linear)
-    assert fast.nbytes < 0.35 * 2 * 128 * 16
-    assert type(gptq.faster(layer, torch.float32)) is nn.Linear
+    assert isinstance(fast.linear(layer), fast.FastLinear)
+
+
+def test_a_machine_without_the_kernel_computes_the_same(monkeypatch):
+    monkeypatch.setattr(fast, "four_bit_kernel", lambda dtype: False)
+    layer, quantized = layer_of(128, 16, GPTQConfig(32), torch.bfloat16)
+    plain, x = fast.linear(layer), torch.randn(2, 128).bfloat16()
+    assert isinstance(plain, fast.FastLinear)
+    wanted = x.float() @ quantized.dequantize().T
+    assert torch.allclose(plain(x).float(), wanted, atol=0.05)
+
+
+def test_a_layout_that_cant_be_read_back_is_left_to_the_kernel(monkeypatch):
+    """Another processor packs otherwise: many tokens are then the kernel's, too."""
+    other = fast.CPUInt4Linear._levels
+    monkeypatch.setattr(
+        fast.CPUInt4Linear, "_levels", lambda self: other(self).flip(-1)
+    )
+    layer, quantized = layer_of(128, 64, GPTQConfig(32), torch.bfloat16)
+    four_bits, x = fast.linear(layer), torch.randn(200, 128).bfloat16()
+    assert not four_bits.readable
+    wanted = x.float() @ quantized.dequantize().T
+    assert torch.allclose(four_bits(x).float(), wanted, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_read_the_same_are_one(dtype):
+    config = GPTQConfig(32, desc_act=True)
+    parts = [layer_of(64, N, config, dtype, bias=N == 24) for N in (64, 24, 8)]
+    whole, x = fast.linear(*(layer for layer, _ in parts)), torch.randn(3, 64).to(dtype)
+    wanted = torch.cat([layer(x) for layer, _ in parts], 1)
+    assert torch.allclose(
+        whole(x), wanted, atol=1e-5 if dtype == torch.float32 else 0.05
+    )
+
+
+def test_layers_in_other_orders_stay_apart():
+    config = GPTQConfig(32, desc_act=True)
+    (one, _), (other, _) = (layer_of(64, 8, config, seed=seed) for seed in (0, 1))
+    assert not fast._alike(one, other)
+    assert fast._alike(one, one) and not fast._alike(one, nn.Linear(64, 8))
 
 
 def test_groups_of_unlike_sizes_have_no_kernel():
     """`desc_act` files may name any group for any input."""
-    layer, quantized = layer_of(128, 16, GPTQConfig(32))
+    layer, quantized = layer_of(128, 16, GPTQConfig(32), torch.bfloat16)
     layer.g_idx[:] = torch.arange(128) % 3  # group 3 has no input at all
     quantized.g_idx = layer.g_idx
-    fast = gptq.faster(layer, torch.bfloat16)
-    assert type(fast) is nn.Linear
+    plain = fast.linear(layer)
+    assert isinstance(plain, fast.FastLinear)
     x = torch.randn(2, 128).bfloat16()
     wanted = x.float() @ quantized.dequantize().T
-    assert torch.allclose(fast(x).float(), wanted, atol=0.1)
+    assert torch.allclose(plain(x).float(), wanted, atol=0.1)
