@@ -58,7 +58,9 @@ def draw_hessian(matrix: Sequence[Sequence[float]], title: str = "") -> Picture:
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
             # The root, so that the smaller entries can be seen at all.
-            shade = round((abs(value) / most) ** 0.5, 2)
+            shade = round((abs(value) / most) ** 0.5, 1)
+            if not shade:
+                continue
             axes.add_patch(
                 Rectangle((j, i), 1, 1, facecolor=BLUE if value > 0 else RED,
                           alpha=shade, lw=0)

@@ -87,15 +87,18 @@ COURSE = (
 )
 
 # Notebooks may use these at any time and none teaches them: pictures, judges,
-# `adds_to`, and what PyTorch's layers become on this machine.
-HELPERS = ("viz", "widgets", "checks", "notebook", "fast")
+# `adds_to`, what PyTorch's layers become on this machine, and the embedded model's texts.
+HELPERS = ("viz", "widgets", "checks", "notebook", "fast", "tiny")
 
 # What the package has and no notebook teaches: a module, one name of it or one member
 # of a class (`module.Class.method`), with the number of the notebook still to come, or
 # the reason why there is none. What is still to come may not be written yet.
 UNTAUGHT: dict[str, int | str] = {
     "llm": "options to parts, and the loop around the engine; 09 builds its first form",
-    "gptq": 15,
+    "gptq.quantize": "whole checkpoints: 15's steps, with one layer in memory and files",
+    "gptq.load": "the same: what `LLM(path)` does with such a checkpoint",
+    "gptq.read_quantization": "the same: finds the settings in a checkpoint's files",
+    "gptq.Report": "the same: what `quantize` measured, as a table",
     "tiny": "the embedded model and its recipe, described in its model card",
     "bench": "measures what the notebooks teach; each shows its own costs",
     "doctor": "tells what this machine can run; 00 shows its table",
