@@ -28,6 +28,7 @@ import argparse
 import json
 import os
 import secrets
+import shutil
 import signal
 import statistics
 import subprocess
@@ -46,6 +47,7 @@ from tests.benchmark.worker import WORK  # noqa: E402
 
 OURS = "folovllm_lite"
 BATCHING = "transformers, batching"
+FOUR_BITS = "folovllm_lite, four bits"
 ALL = ["a", "b", "c", "d", "e", "busy", "cost", "texts"]
 
 
@@ -135,6 +137,30 @@ def make_big(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}), encoding="utf-8"
     )
+
+
+def four_bits(source: Path, out: Path) -> None:
+    """Write `source` with its linear layers in four bits, in groups of 128.
+
+    By plain rounding: a step takes as long whichever levels the weights have.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from folovllm_lite.gptq import GPTQConfig, pack, round_to_nearest
+
+    config, tensors = GPTQConfig(), {}
+    for name, weight in load_file(source / "model.safetensors").items():
+        if "_proj." in name:
+            packed = pack(round_to_nearest(weight, config), config)
+            prefix = name.removesuffix("weight")
+            tensors |= {prefix + key: tensor for key, tensor in packed.items()}
+        else:
+            tensors[name] = weight
+    shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(tensors, out / "model.safetensors")
+    settings = json.loads((source / "config.json").read_text())
+    settings["quantization_config"] = config.to_hf()
+    (out / "config.json").write_text(json.dumps(settings))
 
 
 def take_turns(
@@ -266,6 +292,11 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--vllm", help="the Python of an environment with vLLM")
+    parser.add_argument(
+        "--four-bits",
+        action="store_true",
+        help="ours with quantized layers, in b and c",
+    )
     parser.add_argument("--peers", nargs="*", default=["transformers", BATCHING])
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
     args = parser.parse_args()
@@ -274,15 +305,22 @@ def main() -> None:
         models = {"embedded": str(ROOT / "folovllm_lite" / "tiny" / "model")}
         if {"b", "c"} & set(args.work):
             print("writing the checkpoint of Qwen3-0.6B's shape", flush=True)
-            models["0.6B"] = folder
-            make_big(Path(folder))
+            models["0.6B"] = f"{folder}/plain"
+            make_big(Path(models["0.6B"]))
         pythons = {OURS: sys.executable, **dict.fromkeys(args.peers, sys.executable)}
         if args.vllm:
             pythons["vllm"] = args.vllm
+        if args.four_bits and "0.6B" in models:
+            four_bits(Path(models["0.6B"]), Path(folder, "four"))
+            pythons |= {FOUR_BITS: sys.executable}
         needed = (
             pythons if set(args.work) & {"a", "b", "c", "busy", "texts"} else [OURS]
         )
-        engines = [Engine(name, pythons[name], models) for name in needed]
+        quantized = {**models, "0.6B": f"{folder}/four"}
+        engines = [
+            Engine(name, pythons[name], quantized if name == FOUR_BITS else models)
+            for name in needed
+        ]
         by_name = {engine.name: engine for engine in engines}
         for work in args.work:
             print(work, flush=True)

@@ -285,7 +285,7 @@ class Ours(VLLM):
 
 def make(name: str, models: dict[str, str]) -> Any:
     """The engine that a process is to be."""
-    if name == "folovllm_lite":
+    if name.startswith("folovllm_lite"):
         return Ours(models)
     if name == "vllm":
         return VLLM(name, models)

@@ -87,7 +87,7 @@ COURSE = (
 )
 
 # Notebooks may use these at any time and none teaches them: pictures, judges,
-# `adds_to`, what PyTorch's layers become on this machine, and the embedded model's texts.
+# `adds_to`, what PyTorch's layers become on this machine, the embedded model's texts.
 HELPERS = ("viz", "widgets", "checks", "notebook", "fast", "tiny")
 
 # What the package has and no notebook teaches: a module, one name of it or one member
@@ -95,7 +95,7 @@ HELPERS = ("viz", "widgets", "checks", "notebook", "fast", "tiny")
 # the reason why there is none. What is still to come may not be written yet.
 UNTAUGHT: dict[str, int | str] = {
     "llm": "options to parts, and the loop around the engine; 09 builds its first form",
-    "gptq.quantize": "whole checkpoints: 15's steps, with one layer in memory and files",
+    "gptq.quantize": "whole checkpoints: 15's steps over files, layer by layer",
     "gptq.load": "the same: what `LLM(path)` does with such a checkpoint",
     "gptq.read_quantization": "the same: finds the settings in a checkpoint's files",
     "gptq.Report": "the same: what `quantize` measured, as a table",
