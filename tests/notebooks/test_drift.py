@@ -110,7 +110,7 @@ def test_a_lesson_imports_only_what_came_before(tmp_path, package):
     assert drift_of(tmp_path, package, own)
     assert drift_of(tmp_path, package, own, name="solutions/03_sampler.ipynb") == []
     assert drift_of(tmp_path, package, later, name="solutions/03_sampler.ipynb")
-    (problem,) = drift_of(tmp_path, package, code("import folovllm_lite.tiny"))
+    (problem,) = drift_of(tmp_path, package, code("import folovllm_lite.bench"))
     assert "never taught" in problem
     earlier = code("from folovllm_lite import ModelConfig, checks, viz, widgets")
     assert drift_of(tmp_path, package, earlier) == []
