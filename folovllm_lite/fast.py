@@ -626,17 +626,22 @@ def before_attention(x, norm, eps, qkv, bias, weights, head_eps, cos, sin, qk, v
     made = np.empty((T, len(qkv)), np.float32)
     multiply_few(normed, qkv, bias, made)
     half = D // 2
-    for t in range(T):
-        heads = made[t].reshape(-1, D)
-        if len(weights):
-            for h in range(H):
-                row = heads[h : h + 1]
-                norm_few(row, weights[h], head_eps, row)
+    for t in range(T):  # views of a row would take seconds to compile
         for h in range(H):
+            first = h * D
+            if len(weights):
+                squares = np.float32(0)
+                for i in range(first, first + D):
+                    squares += made[t, i] * made[t, i]
+                down = np.float32(1) / np.sqrt(squares / np.float32(D) + head_eps)
+                for i in range(D):
+                    made[t, first + i] *= down * weights[h, i]
             for i in range(D):
-                other = heads[h, i + half if i < half else i - half]
-                qk[t, h, i] = heads[h, i] * cos[t, 0, i] + other * sin[t, 0, i]
-        v[t] = heads[H:]
+                other = made[t, first + (i + half if i < half else i - half)]
+                qk[t, h, i] = made[t, first + i] * cos[t, 0, i] + other * sin[t, 0, i]
+        for h in range(v.shape[1]):
+            for i in range(D):
+                v[t, h, i] = made[t, (H + h) * D + i]
 
 
 @compiled
