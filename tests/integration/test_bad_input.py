@@ -360,13 +360,17 @@ def test_a_model_that_computes_nan_is_reported(llm, monkeypatch):
 def test_nan_for_one_request_leaves_its_neighbours_alone(llm, monkeypatch):
     """The blocks that hold its NaN are used again, and nobody may notice."""
     want = llm.generate(["Once", "second"], GREEDY, use_tqdm=False)
-    real = llm.model.forward
+    real, cache = llm.model.forward, llm.llm_engine.runner.cache
+    memory = llm.llm_engine.scheduler.memory
 
     def forward(token_ids, ctx):
         hidden = real(token_ids, ctx)
         bad = ctx.positions == 20  # only the long one gets there
         hidden[bad] = math.nan
-        ctx._cache.slots[1][0][:, ctx._slots[bad]] = math.nan
+        for seq in memory.holders.values():
+            if seq.num_computed == 20:
+                block, size = seq.block_ids[20 // memory.block_size], memory.block_size
+                cache.pool[1, 0, :, block, 20 % size] = math.nan
         return hidden
 
     monkeypatch.setattr(llm.model, "forward", forward)
