@@ -52,9 +52,7 @@ class LLMEngine:
         runner: computes a step.
         eos_token_ids: tokens that end a text.
         max_model_len: most tokens of a sequence; None is the model's own limit.
-        seed: of requests that have none. They draw from a generator of the engine's
-            own, so that a new engine repeats itself, and nobody's global generator is
-            touched.
+        seed: of the engine's own generator, for requests that have no seed.
     """
 
     def __init__(
@@ -98,14 +96,12 @@ class LLMEngine:
         Args:
             request_id: names it until it is finished.
             prompt: a string, {"prompt": string}, {"prompt_token_ids": ids}, or ids. A
-                dict may hold a "cache_salt": only prompts with the same salt share
-                blocks by prefix caching.
+                dict may hold a "cache_salt": only equal ones share cached prefixes.
             params: how to answer; None is `SamplingParams()`.
             priority: lower goes first; equal ones in the order of arrival.
 
         Raises:
-            TypeError, ValueError: with the values, for what can't be served; also if
-                it could never fit. The engine is as it was before.
+            TypeError, ValueError: for what can't be served; nothing has changed then.
         """
         if not isinstance(request_id, str) or not request_id:
             raise TypeError(f"request_id must be a string, got {request_id!r}")
@@ -161,11 +157,7 @@ class LLMEngine:
         """Drop requests and free what they hold; an unknown one is fine.
 
         During a step (from a signal, or when Python drops a stream) it only takes note,
-        and the next step begins with it: a step counts on what it has begun with.
-
-        Args:
-            request_id: of the request, or of several.
-            reason: what their outputs say as `stop_reason`.
+        and the next step begins with it. `reason` is their outputs' `stop_reason`.
         """
         several = [request_id] if isinstance(request_id, str) else request_id
         # Noted first: if Ctrl-C comes in between, the next step goes on with it.
@@ -217,9 +209,7 @@ class LLMEngine:
 
         A request that can't be sampled, or for which memory runs out, ends with
         finish_reason "abort" and the cause as stop_reason; the others go on. Any other
-        error of the model aborts the requests of the step, frees their blocks, and is
-        raised. Those that the step was swapping out are aborted too: nobody knows if
-        they arrived.
+        error of the model aborts the requests of the step, and is raised.
         """
         return [state.output() for state in self.compute()]
 
@@ -301,8 +291,8 @@ class LLMEngine:
     ) -> dict[str, RequestState]:
         """Sample logits [N, V] and hand row i to the i-th (request, completion).
 
-        A row that can't be sampled ends its own request, and no other: if there is an
-        error, it is found by sampling one row at a time.
+        A row that can't be sampled ends its own request: after an error one row at a
+        time is tried.
         """
         try:
             rows = [state.rows[index] for state, index in targets]

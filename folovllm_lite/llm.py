@@ -202,8 +202,7 @@ def _pool_bytes(config: CacheConfig, longest: int, device: torch.device) -> int:
 class LLM:
     """Offline inference: load a model once, then generate, chat or stream.
 
-    Several threads may use one LLM: their requests are served together, and a step is
-    one thread's.
+    Several threads may use one LLM: their requests are served together.
 
     Args:
         model: directory of a checkpoint or a Hub name; None is the embedded model.
@@ -400,10 +399,9 @@ class LLM:
     def _stream(self, request: Request) -> Iterator[RequestOutput]:
         """The outputs of a request, one for each step that changed it.
 
-        While nobody asks, another stream or `generate` may drive the engine, and this
-        request goes on with it: the next output has all that was said meanwhile.
+        If another stream or `generate` drives the engine, the next has all said since.
         """
-        unread: RequestState | None = None
+        engine, unread = self.llm_engine, None
 
         def watch(state: RequestState) -> None:
             nonlocal unread
@@ -415,7 +413,7 @@ class LLM:
             while not finished:
                 with self._lock:
                     if unread is None and not state.finished:
-                        self._compute()
+                        self._tell(engine.compute())
                     if unread is None and not state.finished:
                         continue
                     unread, output = None, state.output()
@@ -433,10 +431,8 @@ class LLM:
                 self._watchers[request.request_id] = watch
             return [self.llm_engine.enqueue(request) for request in requests]
 
-    def _compute(self) -> bool:
-        """One step, of everybody's requests; whether it changed any."""
-        with _usual_device():
-            changed = self.llm_engine.compute()
+    def _tell(self, changed: list[RequestState]) -> bool:
+        """Let watchers know of what a step has changed; whether there was anything."""
         for state in changed:
             if state.request.request_id in self._watchers:
                 self._watchers[state.request.request_id](state)
@@ -474,7 +470,7 @@ class LLM:
 
     def _run(self, requests: list[Request], use_tqdm: bool) -> list[RequestOutput]:
         """Serve requests to the end, all at once; outputs in their order."""
-        ended: list[RequestState] = []
+        engine, ended = self.llm_engine, []
 
         def watch(state: RequestState) -> None:
             if state.finished:
@@ -489,7 +485,7 @@ class LLM:
             with tqdm(total=len(requests), desc="prompts", **quiet) as bar:
                 while left:
                     with self._lock:  # another thread's step may have ended some
-                        if not ended and not self._compute():
+                        if not ended and not self._tell(engine.compute()):
                             # Nothing changed: some were perhaps aborted from elsewhere.
                             ended += [each for each in left.values() if each.finished]
                         ready, ended[:] = list(ended), []
