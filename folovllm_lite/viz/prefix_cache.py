@@ -76,11 +76,11 @@ def draw_prefixes(
     rows = _rows(prefix_tree(prompts, size))
     columns = max(map(len, rows))
     figure, axes = sheet(
-        (1.9 * columns + 0.8, 0.62 * len(rows) + 0.5),
+        (1.9 * columns + 0.8, 0.62 * len(rows) + 0.6),
         (-0.05, columns + 0.4),
-        (len(rows), -0.7),
+        (len(rows) - 0.4, -0.95),
     )
-    axes.text(0, -0.4, title, color=INK, size=11, va="center")
+    axes.text(0, -0.65, title, color=INK, size=11, va="center")
     lines = [title] if title else []
     heights: dict[int, float] = {}  # column -> the row of the last block there
     stored = 0
