@@ -1,5 +1,6 @@
 """Pictures of 07: what passes read and compute, and what bounds them."""
 
+import math
 from collections.abc import Sequence
 
 from folovllm_lite.viz.picture import BLUE, GREY, INK, PALE, RED, Picture, sheet, svg_of
@@ -112,7 +113,16 @@ def draw_roofline(
     axes.set_xlabel("FLOPs per byte read", color=INK, size=9)
     axes.set_ylabel("FLOPs per second", color=INK, size=9)
     axes.tick_params(labelsize=8, labelcolor=INK)
+    # matplotlib writes powers as TeX, which stays TeX where text stays text.
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda x, _: f"10{_raised(round(math.log10(x)))}")
+        axis.set_minor_formatter(lambda x, _: "")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.set_title(title, loc="left", size=11, color=INK)
     return Picture(svg_of(figure), "\n".join(lines))
+
+
+def _raised(number: int) -> str:
+    """The number as an exponent."""
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -135,6 +135,19 @@ def test_every_half_is_widened_right(dtype):
     assert np.array_equal(out, numbers.float().numpy(), equal_nan=True)
 
 
+def test_without_a_folder_to_write_to_it_is_compiled_all_the_same(monkeypatch):
+    """A package in a read-only place, run by a user without a home."""
+
+    def refuses(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(cache=cache, **options)
+
+    monkeypatch.setattr(flash, "njit", refuses)
+    double = flash.compiled(lambda x: 2 * x)
+    assert double(21) == 42
+
+
 def test_nan_stays_with_its_row():
     """A row that went wrong has to be seen, and must not spoil another's."""
     for bad in (math.nan, math.inf):

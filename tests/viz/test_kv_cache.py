@@ -47,5 +47,6 @@ def test_the_roofline_says_what_binds_each_piece_of_work():
 def test_the_roofline_is_drawn_the_same_on_every_run():
     first, second = (viz.draw_roofline(POINTS, 100.0, 20.0) for _ in range(2))
     assert first.svg == second.svg
-    for words in ("far left", "right", "measured", "ridge: 5"):
+    for words in ("far left", "right", "measured", "ridge: 5", "10²", "10⁰"):
         assert f">{words}<" in first.svg
+    assert "mathdefault" not in first.svg
