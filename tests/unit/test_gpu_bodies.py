@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from folovllm_lite import flash, kv_cache
+from folovllm_lite.paged import Segment
 from tests.gpu import test_generation_cuda as gpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -35,27 +36,38 @@ def position_off_by_one(patch):
     patch.setattr(kv_cache.ContiguousContext, "__init__", wrong)
 
 
-def mask_hides_the_first_key(patch):
-    right = flash._attend_chunk
-    wrong = lambda q, k, v: right(q, k[:, 1:], v[:, 1:])  # noqa: E731
-    patch.setattr(flash, "_attend_chunk", wrong)
+def other_ends(patch, end_of):
+    """Each row sees the tokens of its sequence up to `end_of(row, the next row)`."""
+    begin = flash.NumbaKernels.__init__
+
+    def wrong(self, cache, slots, rows):
+        following = [*rows[1:], None]
+        changed = [
+            Segment(row.first, row.last, end_of(row, after), row.blocks)
+            for row, after in zip(rows, following, strict=True)
+        ]
+        begin(self, cache, slots, changed)
+
+    patch.setattr(flash.NumbaKernels, "__init__", wrong)
 
 
-def mask_shows_the_future(patch):
-    def wrong(q, k, v):
-        q = q.transpose(0, 1)
-        attend = torch.nn.functional.scaled_dot_product_attention
-        return attend(q[None], k[None], v[None], enable_gqa=True)[0].transpose(0, 1)
+def a_row_misses_its_own_key(patch):
+    other_ends(patch, lambda row, after: max(1, row.end - 1))
 
-    patch.setattr(flash, "_attend_chunk", wrong)
+
+def a_row_of_a_chunk_sees_the_next(patch):
+    def end_of(row, after):
+        return row.end + (after is not None and after.blocks is row.blocks)
+
+    other_ends(patch, end_of)
 
 
 @pytest.mark.parametrize(
     "body, mistake",
     [
         (gpu.forced_generation, position_off_by_one),
-        (gpu.forced_engine, mask_hides_the_first_key),
-        (gpu.forced_engine, mask_shows_the_future),
+        (gpu.forced_engine, a_row_misses_its_own_key),
+        (gpu.forced_engine, a_row_of_a_chunk_sees_the_next),
     ],
 )
 def test_the_tolerances_reject(body, mistake, monkeypatch):
