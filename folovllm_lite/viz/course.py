@@ -45,7 +45,7 @@ PARTS = (
     Part("KV cache", (7,), True, 3.84, 0, ("kv_cache",)),
     Part("attention", (6, 12), True, 5.76, 0, ("attention", "flash")),
 )
-WRITTEN = range(15)  # can be read; the others are planned
+WRITTEN = range(16)  # can be read; the others are planned
 # From, to, and the style of the arrow: one way for what flows, both for what is
 # consulted.
 _ARROWS = (
