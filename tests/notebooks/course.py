@@ -110,9 +110,7 @@ UNTAUGHT: dict[str, int | str] = {
 # Lessons whose first reading isn't cut to the rules yet (the card's minutes, at most 60
 # of them, marked final cells). It only gets shorter: a test wants an entry removed as
 # soon as its lesson keeps the rules.
-LONG = {
-    "07_kv_cache.ipynb",
-}
+LONG: set[str] = set()
 
 
 def cell_metadata(tags: list[str]) -> dict:
