@@ -402,8 +402,8 @@ def test_the_writing_form_has_blanks_and_a_judge_below_each(path):
         assert name in JUDGED_THROUGH, f"nobody judges {name}"
 
 
-# Those that use them are judged, and so are they.
-JUDGED_THROUGH = {"ContiguousContext", "attend_tile_cpu"}
+# What uses them is judged, by a suite or by the stories, and so are they.
+JUDGED_THROUGH = {"ContiguousContext", "attend_tile_cpu", "PagedKVCache"}
 
 
 def find_in(made):
