@@ -275,7 +275,6 @@ class TokenTexts:
         others = (i for i, token in added.items() if token.special)
         self.special_ids = frozenset((*tokenizer.all_special_ids, *others))
         self._bytes: dict[int, bytes] = {}
-        self._decoded: dict[tuple[bytes, int], str] = {}
 
     @cached_property
     def spelling(self) -> str | None:
@@ -331,13 +330,8 @@ class TokenTexts:
         """
         if not self.spelling:
             return self._difference(token_id, list(before[-5:]))
-        begun = self.unfinished(before)
-        found = self._decoded.get((begun, token_id))
-        if found is None:
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            found = decoder.decode(begun + self.bytes_of(token_id))
-            self._decoded[begun, token_id] = found
-        return found
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return decoder.decode(self.unfinished(before) + self.bytes_of(token_id))
 
     def _difference(self, token_id: int, before: list[int]) -> str:
         """The same for a tokenizer that can only decode."""

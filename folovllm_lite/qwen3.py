@@ -242,7 +242,9 @@ def rope_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
     The scale multiplies cos and sin (1 but for yarn). Source: RoFormer (Su et al. 2021)
     """
     D, base = config.head_dim, config.rope_theta
-    frequencies = base ** -(torch.arange(0, D, 2, dtype=torch.float32) / D)
+    frequencies = base ** -(
+        torch.arange(0, D, 2, dtype=torch.float32, device="cpu") / D
+    )
     if config.rope_scaling is None:
         return frequencies, 1.0
     return _stretched(frequencies, config)
@@ -276,7 +278,7 @@ def _stretched(frequencies: Tensor, config: Qwen3Config) -> tuple[Tensor, float]
     if rope.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, D - 1)
-    ramp = (torch.arange(D // 2) - first) / max(last - first, 0.001)
+    ramp = (torch.arange(D // 2, device="cpu") - first) / max(last - first, 0.001)
     keep = 1 - ramp.clamp(0, 1)
 
     def temperature(weight: float) -> float:

@@ -236,9 +236,10 @@ class RemembersAcrossPlaces(TokenTexts):
     """A cache by the token alone, though what stands before it matters."""
 
     def text_of(self, token_id, before=()):
-        if (b"", token_id) not in self._decoded:
-            self._decoded[b"", token_id] = super().text_of(token_id, before)
-        return self._decoded[b"", token_id]
+        kept = self.__dict__.setdefault("kept", {})
+        if token_id not in kept:
+            kept[token_id] = super().text_of(token_id, before)
+        return kept[token_id]
 
     def bytes_of(self, token_id):
         return super().bytes_of(token_id)

@@ -213,7 +213,7 @@ def test_penalties_change_the_course(llm):
         temperature=0,
         max_tokens=30,
         ignore_eos=True,
-        repetition_penalty=1e6,
+        repetition_penalty=1e5,
     )
     ids = llm.get_tokenizer().encode(prompt)
     assert len(set(never_twice)) == 30 and not set(never_twice) & set(ids)
