@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
@@ -87,6 +88,12 @@ def cell_drift(notebook: dict, package: Path = PACKAGE) -> Iterator[str]:
                 )
 
 
+@cache
+def _defined(source: str) -> tuple[str, ...]:
+    """The names of `definitions`; every cell asks for those of all modules."""
+    return tuple(definitions(source))
+
+
 def imported_modules(source: str, package: Path = PACKAGE) -> Iterator[str]:
     """The modules of the package that a code cell reaches, by any spelling.
 
@@ -96,7 +103,7 @@ def imported_modules(source: str, package: Path = PACKAGE) -> Iterator[str]:
         name: module
         for module in modules(package)
         if (file := module_file(module, package))
-        for name in definitions(file.read_text(encoding="utf-8"))
+        for name in _defined(file.read_text(encoding="utf-8"))
     }
     known = set(modules(package))
     tree = ast.parse(python(source))
