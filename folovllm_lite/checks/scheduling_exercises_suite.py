@@ -210,7 +210,10 @@ def _nobody_starves(p: SimpleNamespace) -> None:
             )
 
 
-@_SUITE.property("priority_of", hint="compare the mean with first come, first served")
+@_SUITE.property(
+    "priority_of",
+    hint="how far may a short one pass? if arrival weighs too much, hardly at all",
+)
 def _mean_falls(p: SimpleNamespace) -> None:
     """In a crowd the mean wait is shorter than first come, first served."""
     for seed in range(3):
