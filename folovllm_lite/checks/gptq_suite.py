@@ -518,7 +518,7 @@ def _layer(p: SimpleNamespace) -> None:
 
 # Three columns by hand: weights, U, scale 1 and zero point 8.
 TRACE = {
-    "weights": [0.6, 1.2, -0.4],
+    "weights": [0.6, 1.4, -0.4],
     "U": [[2.0, -1.0, 0.5], [0.0, 1.0, -0.5], [0.0, 0.0, 1.0]],
 }
 

@@ -260,7 +260,7 @@ def test_the_suite_accepts_other_ways(pieces, capsys):
 # ----- the exercises
 
 
-def trace_columns(first=0.6, divide=True, feed=True):
+def trace_columns(first=0.6, divide=True, feed=True, last=True):
     w, U = list(suite.TRACE["weights"]), suite.TRACE["U"]
     corrected, levels = [], []
     for k in range(3):
@@ -268,7 +268,7 @@ def trace_columns(first=0.6, divide=True, feed=True):
         levels.append(round(w[k]) + 8)
         error = (w[k] - round(w[k])) / (U[k][k] if divide else 1)
         for j in range(k + 1, 3):
-            w[j] -= error * U[k][j] if feed else 0
+            w[j] -= error * U[k][j] if feed and (last or k == 0) else 0
     return {"levels": levels, "corrected": corrected}
 
 
@@ -337,6 +337,7 @@ def test_a_solution_is_accepted(name, answer, capsys):
 EXERCISE_MUTANTS = {
     "trace_columns": [
         lambda: trace_columns(divide=False), lambda: trace_columns(feed=False),
+        lambda: trace_columns(last=False),
         lambda: None, lambda: {"levels": [9, 9, 8]},
         lambda: {**trace_columns(), "levels": "none"},
         lambda: {**trace_columns(), "levels": [1, 1, 0]},
