@@ -23,7 +23,7 @@ from folovllm_lite.scheduler import (
     decodes_first,
     whole,
 )
-from folovllm_lite.widgets.dials import framed, spoken, wide
+from folovllm_lite.widgets.dials import WAITS, beside, framed, narrow, spoken
 from folovllm_lite.widgets.schedule_picture import draw_schedule
 
 
@@ -276,27 +276,36 @@ class SchedulerExplorer:
         self.jobs, self.block_size, self.scheduler = list(jobs), block_size, scheduler
         need = max(-(-(job.prompt + job.output) // block_size) for job in jobs)
         self.budget = w.IntSlider(
-            value=budget, min=1, max=32, description="Tokens a step", **wide()
+            value=budget, min=1, max=32, description="Tokens a step", **narrow()
         )
         self.seqs = w.IntSlider(
             value=seqs, min=1, max=len(self.jobs), description="Sequences at once",
-            **wide(),
+            **narrow(),
         )  # fmt: skip
         self.blocks = w.IntSlider(
             value=blocks, min=need, max=max(32, blocks),
-            description=f"Memory, in blocks of {block_size} tokens", **wide(),
+            description=f"Memory, in blocks of {block_size} tokens", **narrow(),
         )  # fmt: skip
         self.gap = w.IntSlider(
-            value=1, min=0, max=4, description="Steps between arrivals, times", **wide()
+            value=1,
+            min=0,
+            max=4,
+            description="Steps between arrivals, times",
+            **narrow(),
         )
-        self.chunked = w.Checkbox(value=chunked, description="Prompts may be cut")
-        self.caching = w.Checkbox(value=caching, description="Prefixes are cached")
+        self.chunked = w.Checkbox(
+            value=chunked, indent=False, description="Prompts may be cut"
+        )
+        self.caching = w.Checkbox(
+            value=caching, indent=False, description="Prefixes are cached"
+        )
         self.figure, self.status = w.HTML(), w.HTML()
         dials = [self.budget, self.seqs, self.blocks, self.gap]
         ticks = [self.chunked, self.caching]
         for dial in (*dials, *ticks):
             dial.observe(lambda _: self._show(), "value")
-        self.box = w.VBox([*dials, w.HBox(ticks), self.status, self.figure])
+        controls = [*dials, *ticks, self.status, w.HTML(WAITS)]
+        self.box = beside(controls, self.figure)
         self.schedule: Schedule | None = None
         self._show()
 
