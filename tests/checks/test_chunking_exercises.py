@@ -1,7 +1,5 @@
 """The exercises of notebook 13: the solutions pass, mistakes are rejected."""
 
-import ast
-
 import pytest
 
 from folovllm_lite import checks
@@ -9,22 +7,10 @@ from folovllm_lite.block_manager import BlockManager
 from folovllm_lite.config import SchedulerConfig
 from folovllm_lite.scheduler import Scheduler, chunk, decodes_first
 from folovllm_lite.widgets import Job, run_schedule
-from tests.notebooks.course import NOTEBOOKS, read
+from tests.checks.mutants import solutions
 
 
-def solutions():
-    """What the solutions define, without running their calls."""
-    names = {}
-    path = NOTEBOOKS / "solutions" / "13_chunked_prefill.ipynb"
-    for cell in read(path)["cells"]:
-        if cell["cell_type"] == "code":
-            tree = ast.parse(cell["source"])
-            tree.body = [x for x in tree.body if isinstance(x, ast.FunctionDef)]
-            exec(compile(tree, cell["id"], "exec"), names)
-    return names
-
-
-SOLVED = solutions()
+SOLVED = solutions("13_chunked_prefill.ipynb")
 
 
 def test_the_solutions_pass(capsys):
