@@ -9,7 +9,6 @@ from folovllm_lite.scheduler import Scheduler, chunk, decodes_first
 from folovllm_lite.widgets import Job, run_schedule
 from tests.checks.mutants import solutions
 
-
 SOLVED = solutions("13_chunked_prefill.ipynb")
 
 

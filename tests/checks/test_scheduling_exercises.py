@@ -9,7 +9,6 @@ from folovllm_lite.scheduler import Scheduler
 from folovllm_lite.widgets import Job, run_schedule, schedule_text
 from tests.checks.mutants import solutions
 
-
 SOLVED = solutions("10_continuous_batching.ipynb")
 
 
