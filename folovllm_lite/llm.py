@@ -372,7 +372,8 @@ class LLM:
     ) -> Iterator[RequestOutput]:
         """Generate one prompt, or the answer to one conversation, token by token.
 
-        Returns an iterator of growing outputs, one for each token. Errors come from
+        Returns an iterator of growing outputs: one for each token, or for what several
+        steps added if somebody else drove the engine meanwhile. Errors come from
         this call, before the first of them. The iterator may be dropped at any time.
 
         Args:
