@@ -159,17 +159,7 @@ class InputProcessor:
                 "continue_final_message goes on with the last message, and "
                 "add_generation_prompt opens a new one: set one of them to False"
             )
-        if tools is not None and (
-            not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools)
-        ):
-            raise TypeError(f"tools must be a list of objects, got {tools!r}")
-        more = chat_template_kwargs or {}
-        if not isinstance(more, dict) or more.keys() & _CHAT_KEYS:
-            raise TypeError(
-                "chat_template_kwargs must be a dict, without any of "
-                f"{', '.join(sorted(_CHAT_KEYS))}, got {more!r}"
-            )
-        options = {"tools": tools, "chat_template": chat_template, **more}
+        options = _template_options(chat_template, tools, chat_template_kwargs)
         messages = [_message(message) for message in messages]
         try:
             text = self.tokenizer.apply_chat_template(
@@ -177,7 +167,7 @@ class InputProcessor:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                **{name: value for name, value in options.items() if value is not None},
+                **options,
             )
         except Exception as error:  # whatever a template of somebody's runs into
             raise ValueError(
@@ -187,6 +177,22 @@ class InputProcessor:
         # The template writes all special tokens itself: adding one more would be wrong.
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return {"prompt": text, "prompt_token_ids": list(ids)}
+
+
+def _template_options(template: Any, tools: Any, more: Any) -> dict[str, Any]:
+    """What a template is given beside the messages; a TypeError for what is none."""
+    if tools is not None and (
+        not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools)
+    ):
+        raise TypeError(f"tools must be a list of objects, got {tools!r}")
+    more = more or {}
+    if not isinstance(more, dict) or more.keys() & _CHAT_KEYS:
+        raise TypeError(
+            "chat_template_kwargs must be a dict, without any of "
+            f"{', '.join(sorted(_CHAT_KEYS))}, got {more!r}"
+        )
+    options = {"tools": tools, "chat_template": template, **more}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _message(message: Any) -> dict[str, Any]:

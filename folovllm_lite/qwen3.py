@@ -78,6 +78,47 @@ def _size(name: str, value: object) -> int:
     return value
 
 
+def _architecture(hf: dict) -> str:
+    """The architecture of a config.json, if this model builds it with these layers."""
+    architectures = hf.get("architectures") or ["none"]
+    if not isinstance(architectures, list):
+        raise ValueError(f"architectures must be a list, got {architectures!r}")
+    architecture = architectures[0]
+    if not isinstance(architecture, str) or architecture not in _FAMILIES:
+        raise ValueError(
+            f"architecture {architecture} is not supported; "
+            f"this model serves {', '.join(_FAMILIES)}"
+        )
+    if hf.get("hidden_act", "silu") != "silu":
+        raise ValueError(
+            f"hidden_act {hf['hidden_act']!r} is not supported, only 'silu'"
+        )
+    layer_types = hf.get("layer_types") or []
+    full = isinstance(layer_types, list) and set(map(str, layer_types)) <= {
+        "full_attention"
+    }
+    if hf.get("use_sliding_window") or not full:
+        raise ValueError(
+            "sliding-window attention is not supported: use_sliding_window is "
+            f"{hf.get('use_sliding_window')}, layer_types {layer_types}"
+        )
+    return architecture
+
+
+def _check_sizes(hf: dict) -> None:
+    """Raise a ValueError for a size or a flag that is missing or can't be meant."""
+    missing = [name for name in _REQUIRED if hf.get(name) is None]
+    if missing:
+        raise ValueError(f"config.json lacks {', '.join(missing)}")
+    sizes = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+    for name in (*_REQUIRED, *sizes):
+        if hf.get(name) is not None:
+            _size(name, hf[name])
+    for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
+        if type(hf.get(name, False)) is not bool:
+            raise ValueError(f"{name} must be true or false, got {hf[name]!r}")
+
+
 def _read_rope(hf: dict) -> tuple[float, dict | None]:
     """Theta and the scaling, None for no scaling, from either layout of config.json.
 
@@ -173,40 +214,10 @@ class Qwen3Config:
                 type, activation, or layers with a sliding window; and every value that
                 can't be meant.
         """
-        architectures = hf.get("architectures") or ["none"]
-        if not isinstance(architectures, list):
-            raise ValueError(f"architectures must be a list, got {architectures!r}")
-        architecture = architectures[0]
-        if not isinstance(architecture, str) or architecture not in _FAMILIES:
-            raise ValueError(
-                f"architecture {architecture} is not supported; "
-                f"this model serves {', '.join(_FAMILIES)}"
-            )
+        architecture = _architecture(hf)
         qk_norm, default_bias, o_bias, positions = _FAMILIES[architecture]
-        if hf.get("hidden_act", "silu") != "silu":
-            raise ValueError(
-                f"hidden_act {hf['hidden_act']!r} is not supported, only 'silu'"
-            )
-        layer_types = hf.get("layer_types") or []
-        full = isinstance(layer_types, list) and set(map(str, layer_types)) <= {
-            "full_attention"
-        }
-        if hf.get("use_sliding_window") or not full:
-            raise ValueError(
-                "sliding-window attention is not supported: use_sliding_window is "
-                f"{hf.get('use_sliding_window')}, layer_types {layer_types}"
-            )
         theta, scaling = _read_rope(hf)
-        missing = [name for name in _REQUIRED if hf.get(name) is None]
-        if missing:
-            raise ValueError(f"config.json lacks {', '.join(missing)}")
-        sizes = ("num_key_value_heads", "head_dim", "max_position_embeddings")
-        for name in (*_REQUIRED, *sizes):
-            if hf.get(name) is not None:
-                _size(name, hf[name])
-        for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
-            if type(hf.get(name, False)) is not bool:
-                raise ValueError(f"{name} must be true or false, got {hf[name]!r}")
+        _check_sizes(hf)
         heads = hf["num_attention_heads"]
         kv_heads = hf.get("num_key_value_heads") or heads
         if heads % kv_heads:
