@@ -150,22 +150,7 @@ class SamplingParams:
                 "repetition_penalty must be in [1e-05, 1e+05], "
                 f"got {self.repetition_penalty}"
             )
-        if "" in self.stop:
-            raise ValueError(
-                "stop must not hold an empty string: it would stop at once"
-            )
-        for text in self.stop:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"stop must hold text, got {text!r} with half a surrogate pair"
-                ) from error
-        for token_id in self.stop_token_ids:
-            if not 0 <= token_id < 2**63:
-                raise ValueError(
-                    f"stop_token_ids must be in [0, 2**63), got {token_id}"
-                )
+        self._check_stops()
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if self.min_tokens < 0:
@@ -186,3 +171,22 @@ class SamplingParams:
                 "length_penalty and early_stopping belong to beam search, "
                 "and Beam search is not supported"
             )
+
+    def _check_stops(self) -> None:
+        """The same for the lists of what ends a text."""
+        if "" in self.stop:
+            raise ValueError(
+                "stop must not hold an empty string: it would stop at once"
+            )
+        for text in self.stop:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"stop must hold text, got {text!r} with half a surrogate pair"
+                ) from error
+        for token_id in self.stop_token_ids:
+            if not 0 <= token_id < 2**63:
+                raise ValueError(
+                    f"stop_token_ids must be in [0, 2**63), got {token_id}"
+                )

@@ -115,31 +115,24 @@ def decodes_first(running: list[Sequence]) -> list[Sequence]:
     return sorted(running, key=lambda seq: seq.num_missing > 1)  # stable: order stays
 
 
+@dataclass
 class Scheduler:
     """First come, first served, within a budget of tokens and of sequences.
 
     Args:
         config: with `max_num_batched_tokens` set.
         memory: for keys and values.
-        share: how many of a sequence's missing tokens a step takes.
-        turns: the order in which running sequences take them.
+        share, turns: what a step takes of a sequence, and in which order of them.
 
-    A sequence stands in `waiting` or in `running`. Both are kept in the order of
-    (priority, arrival, index), which no two share, so what was preempted is back at its
-    old place.
+    Both lists are in `Sequence.order`, so what was preempted is back at its old place.
     """
 
-    def __init__(
-        self,
-        config: SchedulerConfig,
-        memory: Memory,
-        share: Callable[[int, int], int] = whole,
-        turns: Callable[[list[Sequence]], list[Sequence]] = as_they_came,
-    ):
-        self.config, self.memory = config, memory
-        self.share, self.turns = share, turns
-        self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
+    config: SchedulerConfig
+    memory: Memory
+    share: Callable[[int, int], int] = whole
+    turns: Callable[[list[Sequence]], list[Sequence]] = as_they_came
+    waiting: list[Sequence] = field(default_factory=list, init=False)
+    running: list[Sequence] = field(default_factory=list, init=False)
 
     def add(self, seq: Sequence) -> None:
         """Queue a new sequence."""
@@ -202,9 +195,8 @@ class Scheduler:
             step.work[seq.seq_id] = Work(seq, start, start + count)
             self.memory.offer(seq, start + count)  # who is next may begin alike
             budget, room = budget - count, room - seq.width
-            self.waiting.pop(0)
             seq.move_to(SequenceStatus.RUNNING)
-            insort(self.running, seq, key=_order)
+            insort(self.running, self.waiting.pop(0), key=_order)
 
     def _preempt(self, step: Step) -> int:
         """Take the memory of the last in order; returns its tokens of this step."""

@@ -28,9 +28,10 @@ _ADMITTED = "            step.work[seq.seq_id] = Work(seq, start, start + count)
 MUTANTS = {
     "admitted_and_still_waiting": (
         "_admission",
-        "            self.waiting.pop(0)\n            seq.move_to",
+        "            insort(self.running, self.waiting.pop(0), key=_order)\n",
+        "            insort(self.running, seq, key=_order)\n"
         "            self.waiting = self.waiting[1:] + [seq]\n"
-        "            room = 0\n            seq.move_to",
+        "            room = 0\n",
     ),
     "admitted_without_a_status": (
         "_admission",
@@ -223,7 +224,9 @@ MUTANTS = {
         "_fcfs",
         ("            seq = self.waiting[0]\n",
          "            seq = min(self.waiting, key=lambda seq: seq.get_len())\n"),
-        ("self.waiting.pop(0)", "self.waiting.remove(seq)"),
+        ("            insort(self.running, self.waiting.pop(0), key=_order)\n",
+         "            self.waiting.remove(seq)\n"
+         "            insort(self.running, seq, key=_order)\n"),
     ),
     "what_does_not_fit_is_skipped": (
         "_fcfs",
@@ -325,8 +328,8 @@ MUTANTS = {
     ),
     "running_in_order_of_admission": (
         "_victim_by_priority",
-        "            insort(self.running, seq, key=_order)\n",
-        "            self.running.append(seq)\n",
+        "insort(self.running, self.waiting.pop(0), key=_order)",
+        "self.running.append(self.waiting.pop(0))",
     ),
     "back_at_the_end": (
         "_recompute",

@@ -254,3 +254,24 @@ def test_a_module_imports_only_from_earlier_ones(module):
         ours = {name for name in found if name.startswith("folovllm_lite.")}
         parts = {name.split(".")[1] for name in ours} & set(ORDER)
         assert parts <= allowed, f"{file.name} imports {sorted(parts - allowed)}"
+
+
+CORE = sorted({name for lesson in COURSE for name in lesson.teaches} | {"fast", "llm"})
+
+
+def longer_than(most: int, kind: type, module: str) -> list[str]:
+    """The classes, or the functions, of a module with more source lines than that."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    found = [node for node in ast.walk(tree) if isinstance(node, kind)]
+    return [x.name for x in found if x.end_lineno - x.lineno + 1 > most]
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_nothing_is_too_long_to_be_taught(module):
+    """A longer class has two jobs, and a longer function more than one idea."""
+    assert not longer_than(300, ast.ClassDef, module)
+    assert not longer_than(60, ast.FunctionDef, module)
+
+
+def test_the_scheduler_stays_small():
+    assert "Scheduler" not in longer_than(100, ast.ClassDef, "scheduler")
