@@ -14,38 +14,35 @@ class Part:
 
     name: str
     notebooks: tuple[int, ...]
-    built: bool
     x: float
     y: float
     modules: tuple[str, ...]
     width: float = 1.62
 
 
-# The way of a prompt through the engine, row by row. "built" is what the package holds.
+# The way of a prompt through the engine, row by row.
 PARTS = (
-    Part("configs", (1,), True, 0.0, 3, ("config", "utils")),
-    Part("model loader", (5,), True, 1.92, 3, ("model_loader",)),
-    Part("GPTQ weights", (15,), True, 3.84, 3, ("gptq",)),
-    Part("LLM and engine", (9, 10), True, 5.76, 3, ("generation", "engine", "llm")),
-    Part("prompt to ids", (8,), True, 0.0, 2, ("processor",)),
-    Part("sampling params", (2,), True, 1.92, 2, ("sampling_params",)),
-    Part("request", (4,), True, 3.84, 2, ("request", "outputs")),
-    Part("scheduler", (10, 13), True, 5.76, 2, ("scheduler",)),
-    Part("ids to text", (8,), True, 1.92, 1, ("processor",)),
-    Part("sampler", (3,), True, 3.84, 1, ("sampler",)),
-    Part("transformer", (6,), True, 5.76, 1, ("qwen3",)),
+    Part("configs", (1,), 0.0, 3, ("config", "utils")),
+    Part("model loader", (5,), 1.92, 3, ("model_loader",)),
+    Part("GPTQ weights", (15,), 3.84, 3, ("gptq",)),
+    Part("LLM and engine", (9, 10), 5.76, 3, ("generation", "engine", "llm")),
+    Part("prompt to ids", (8,), 0.0, 2, ("processor",)),
+    Part("sampling params", (2,), 1.92, 2, ("sampling_params",)),
+    Part("request", (4,), 3.84, 2, ("request", "outputs")),
+    Part("scheduler", (10, 13), 5.76, 2, ("scheduler",)),
+    Part("ids to text", (8,), 1.92, 1, ("processor",)),
+    Part("sampler", (3,), 3.84, 1, ("sampler",)),
+    Part("transformer", (6,), 5.76, 1, ("qwen3",)),
     Part(
         "paged KV cache",
         (11, 14),
-        True,
         1.92,
         0,
         ("block_manager", "paged", "runner", "prefix_cache"),
     ),
-    Part("KV cache", (7,), True, 3.84, 0, ("kv_cache",)),
-    Part("attention", (6, 12), True, 5.76, 0, ("attention", "flash")),
+    Part("KV cache", (7,), 3.84, 0, ("kv_cache",)),
+    Part("attention", (6, 12), 5.76, 0, ("attention", "flash")),
 )
-WRITTEN = range(16)  # can be read; the others are planned
 # From, to, and the style of the arrow: one way for what flows, both for what is
 # consulted.
 _ARROWS = (
@@ -62,18 +59,13 @@ _ARROWS = (
 
 
 def course_map() -> Picture:
-    """The engine's parts, the notebooks that build them, and what exists already."""
-    legend = (
-        (0.0, "blue: in the package now"),
-        (2.4, "dashed: planned"),
-        (4.1, "numbers: its notebooks, planned ones in brackets"),
-    )
-    numbers = [" · ".join(_number(n) for n in part.notebooks) for part in PARTS]
-    picture = _map([part.built for part in PARTS], numbers, legend)
+    """The engine's parts, and the notebooks that build them."""
+    numbers = [[f"{n:02}" for n in part.notebooks] for part in PARTS]
+    legend = ((0.0, "numbers: the notebooks in which you build it"),)
+    picture = _map([True] * len(PARTS), [" · ".join(x) for x in numbers], legend)
     text = "\n".join(
-        f"{'■' if part.built else '□'} {part.name:<22} notebooks "
-        + ", ".join(_number(n) for n in part.notebooks)
-        for part in PARTS
+        f"■ {part.name:<22} notebooks {', '.join(x)}"
+        for part, x in zip(PARTS, numbers, strict=True)
     )
     return Picture(picture, text)
 
@@ -87,7 +79,7 @@ def my_map(yours: Mapping[str, int]) -> Picture:
     counts = [sum(yours.get(module, 0) for module in part.modules) for part in PARTS]
     words = [f"{count} yours" if count else "the package's" for count in counts]
     legend = ((0.0, "blue: something in it is yours"), (3.0, "white: the package's"))
-    picture = _map([count > 0 for count in counts], words, legend, dashed=False)
+    picture = _map([count > 0 for count in counts], words, legend)
     text = "\n".join(
         f"{'■' if count else '□'} {part.name:<22} {said}"
         for part, count, said in zip(PARTS, counts, words, strict=True)
@@ -96,10 +88,7 @@ def my_map(yours: Mapping[str, int]) -> Picture:
 
 
 def _map(
-    full: Sequence[bool],
-    under: Sequence[str],
-    legend: Sequence[tuple[float, str]],
-    dashed: bool = True,
+    full: Sequence[bool], under: Sequence[str], legend: Sequence[tuple[float, str]]
 ) -> str:
     """The map as SVG: which parts are filled, and what stands under each name."""
     from matplotlib.patches import FancyBboxPatch
@@ -128,7 +117,6 @@ def _map(
                 boxstyle="round,pad=0,rounding_size=0.09",
                 facecolor=BLUE if filled else "white",
                 edgecolor=BLUE if filled else GREY,
-                linestyle="-" if filled or not dashed else (0, (4, 3)),
                 linewidth=1.4,
             )
         )
@@ -147,7 +135,3 @@ def _map(
     for x, words in legend:
         axes.text(x, -0.45, words, color=INK, size=8.5)
     return svg_of(figure)
-
-
-def _number(notebook: int) -> str:
-    return f"{notebook:02}" if notebook in WRITTEN else f"({notebook:02})"
