@@ -78,6 +78,7 @@ class LLMEngine:
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._states: dict[str, RequestState] = {}
         self._running = threading.Lock()  # held by a step
+        self._torn = False  # a step, and what an error asks for, were both interrupted
         self._to_abort: list[tuple[str, str | None]] = []
         self._arrivals = itertools.count()
         self._counts = {"steps": 0, "tokens": 0, "preemptions": 0}
@@ -170,14 +171,14 @@ class LLMEngine:
         return bool(self._states)
 
     def _settle(self) -> None:
-        """Drop what is to be aborted, unless a step is running."""
-        if self._to_abort and self._running.acquire(blocking=False):
-            try:
+        """Drop what is to be aborted, or was torn, unless a step is running."""
+        if (self._to_abort or self._torn) and not self._running.locked():
+            with self._running:
                 self._drop_noted()
-            finally:
-                self._running.release()
 
     def _drop_noted(self) -> None:
+        if self._torn:
+            self.clear("a step was interrupted, and what followed from it too")
         while self._to_abort:
             self._drop(*self._to_abort[-1])
             self._to_abort.pop()
@@ -213,34 +214,36 @@ class LLMEngine:
         """
         return [state.output() for state in self.compute()]
 
-    @torch.inference_mode()
     def compute(self) -> list[RequestState]:
         """`step` without the outputs, which cost time as a request grows long."""
-        if not self._running.acquire(blocking=False):
+        if self._running.locked():
             raise RuntimeError("a step can't begin while another one is running")
-        step = None  # known, while the books say what the memory holds
-        try:
-            self._drop_noted()
-            step = self.scheduler.schedule()
-            self._counts["preemptions"] += len(step.preempted)
-            if not step.work:
-                return []
-            hidden = self.runner.run(step)
-            done, step = step, None
-            self.scheduler.advance(done)
-            self._counts["steps"] += 1
-            self._counts["tokens"] += done.num_tokens
-            return self._sample(done, hidden)
-        except BaseException as error:
-            if step is None:  # bookkeeping was cut short, by Ctrl-C for example
-                self.clear(f"a step was interrupted: {type(error).__name__}")
-                raise
-            lost = self._lose(step, error)
-            if not isinstance(error, torch.OutOfMemoryError):
-                raise
-            return lost
-        finally:
-            self._running.release()
+        # Not `torch.inference_mode()`: that is Python, and Ctrl-C in its last line
+        # would leave the mode on for good. These two are C: they always end.
+        with self._running, torch._C._InferenceMode(True):
+            step = None  # known, while the books say what the memory holds
+            changed: list[RequestState] = []
+            try:
+                self._drop_noted()
+                self._torn = True  # until the end, or until an error is dealt with
+                step = self.scheduler.schedule()
+                self._counts["preemptions"] += len(step.preempted)
+                if step.work:
+                    hidden = self.runner.run(step)
+                    done, step = step, None
+                    self.scheduler.advance(done)
+                    self._counts["steps"] += 1
+                    self._counts["tokens"] += done.num_tokens
+                    changed = self._sample(done, hidden)
+            except BaseException as error:
+                if step is None:  # bookkeeping was cut short, by Ctrl-C for example
+                    self.clear(f"a step was interrupted: {type(error).__name__}")
+                    raise
+                changed = self._lose(step, error)
+                if not isinstance(error, torch.OutOfMemoryError):
+                    raise
+            self._torn = False
+            return changed
 
     def _lose(self, step: Step, error: BaseException) -> list[RequestState]:
         """Drop the requests of a step that failed in the model."""
@@ -250,6 +253,7 @@ class LLMEngine:
         lost = {seq.request_id: self._states[seq.request_id] for seq in seqs}
         for state in lost.values():
             self._give_up(state, error)
+        self._torn = False
         return list(lost.values())
 
     def clear(self, reason: str) -> None:
@@ -259,6 +263,7 @@ class LLMEngine:
         self._states.clear()
         self._to_abort.clear()
         self.scheduler.clear()
+        self._torn = False
 
     # ----- sampling
 

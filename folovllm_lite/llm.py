@@ -52,6 +52,8 @@ from folovllm_lite.scheduler import (
 )
 from folovllm_lite.utils import generate_request_id, get_device
 
+_Watch = Callable[[RequestState], None]
+
 _GIB = 1024**3
 # Tokens of a step unless told otherwise: enough to keep the machine's arithmetic busy.
 _STEP_TOKENS = 2048
@@ -278,8 +280,9 @@ class LLM:
         self._default_params = default_sampling_params(path)
         with _usual_device():
             self.llm_engine = make_engine(config, device, quantization)
-        # Whom to tell when a step has changed a request, by request_id.
-        self._watchers: dict[str, Callable[[RequestState], None]] = {}
+        # Whom to tell when a step has changed a request, by request_id; and a lock that
+        # whoever waits for the request holds: Ctrl-C may keep them from saying goodbye.
+        self._watchers: dict[str, tuple[_Watch, threading.Lock]] = {}
         self._lock = threading.RLock()
 
     def __reduce__(self) -> Any:
@@ -408,42 +411,49 @@ class LLM:
             nonlocal unread
             unread = state
 
-        (state,) = self._enqueue([request], watch)
-        finished = False
-        try:
-            while not finished:
-                with self._lock:
-                    if unread is None and not state.finished:
-                        self._tell(engine.compute())
-                    if unread is None and not state.finished:
-                        continue
-                    unread, output = None, state.output()
-                finished = output.finished
-                yield output
-        finally:  # also when the iterator is dropped, or Ctrl-C comes
-            self._forget([state])
+        here = threading.Lock()
+        with here:
+            (state,) = self._enqueue([request], watch, here)
+            finished = False
+            try:
+                while not finished:
+                    with self._lock:
+                        if unread is None and not state.finished:
+                            self._tell(engine.compute())
+                        if unread is None and not state.finished:
+                            continue
+                        unread, output = None, state.output()
+                    finished = output.finished
+                    yield output
+            finally:  # also when the iterator is dropped, or Ctrl-C comes
+                self._forget([request.request_id])
 
     def _enqueue(
-        self, requests: list[Request], watch: Callable[[RequestState], None]
+        self, requests: list[Request], watch: _Watch, here: threading.Lock
     ) -> list[RequestState]:
-        """Queue requests, and let `watch` know when a step has changed one."""
+        """Queue requests, and let `watch` know when a step has changed one.
+
+        Requests for which nobody waits any more go first: `here` is held by who does.
+        """
         with self._lock:
+            known = self._watchers.copy()  # a stream that is dropped changes it
+            self._forget([name for name in known if not known[name][1].locked()])
             for request in requests:
-                self._watchers[request.request_id] = watch
+                self._watchers[request.request_id] = watch, here
             return [self.llm_engine.enqueue(request) for request in requests]
 
     def _tell(self, changed: list[RequestState]) -> bool:
         """Let watchers know of what a step has changed; whether there was anything."""
         for state in changed:
             if state.request.request_id in self._watchers:
-                self._watchers[state.request.request_id](state)
+                watch, _ = self._watchers[state.request.request_id]
+                watch(state)
         return bool(changed)
 
-    def _forget(self, states: list[RequestState]) -> None:
+    def _forget(self, request_ids: list[str]) -> None:
         """Whatever ends early leaves an empty engine behind."""
-        ids = [state.request.request_id for state in states]
-        self.llm_engine.abort_request(ids)
-        for request_id in ids:
+        self.llm_engine.abort_request(request_ids)
+        for request_id in request_ids:
             self._watchers.pop(request_id, None)
 
     def _requests(
@@ -477,13 +487,15 @@ class LLM:
             if state.finished:
                 ended.append(state)
 
-        states = self._enqueue(requests, watch)
-        left = {state.request.request_id: state for state in states}
+        ids = [request.request_id for request in requests]
         tokens, began = 0, time.perf_counter()
         # Left out unless it is True: any value given here would overrule TQDM_DISABLE.
         quiet = {} if use_tqdm and len(requests) > 1 else {"disable": True}
-        try:
-            with tqdm(total=len(requests), desc="prompts", **quiet) as bar:
+        bar, here = tqdm(total=len(requests), desc="prompts", **quiet), threading.Lock()
+        with here, bar:
+            try:
+                states = self._enqueue(requests, watch, here)
+                left = dict(zip(ids, states, strict=True))
                 while left:
                     with self._lock:  # another thread's step may have ended some
                         if not ended and not self._tell(engine.compute()):
@@ -496,8 +508,8 @@ class LLM:
                         speed = tokens / (time.perf_counter() - began)
                         bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
                         bar.update()
-        finally:
-            self._forget(states)
+            finally:
+                self._forget(ids)
         return [state.output() for state in states]
 
 

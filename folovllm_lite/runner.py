@@ -58,20 +58,20 @@ class Runner:
         self.device = model.lm_head.weight.device
         self.pass_tokens = pass_tokens
 
-    @torch.inference_mode()
     def run(self, step: Step) -> Tensor:
         """Move blocks and compute the step; hidden states [T, E], packed like its work.
 
         The order of the work stays: whoever shares blocks that are written in this step
         stands behind the one who writes them.
         """
-        self.cache.move(step.moves)
-        limit = self.pass_tokens if self.device.type == "cpu" else step.num_tokens
-        parts = []
-        for work in passes(step.work.values(), limit):
-            token_ids, context = self.prepare(work)
-            parts.append(self.model(token_ids, context))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        with torch._C._InferenceMode(True):  # as in `LLMEngine.compute`
+            self.cache.move(step.moves)
+            limit = self.pass_tokens if self.device.type == "cpu" else step.num_tokens
+            parts = []
+            for work in passes(step.work.values(), limit):
+                token_ids, context = self.prepare(work)
+                parts.append(self.model(token_ids, context))
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def prepare(self, work: list[Work]) -> tuple[Tensor, AttentionContext]:
         """Token ids [T] and the context of one pass over the model."""

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -73,6 +76,86 @@ def test_ctrl_c_in_the_bookkeeping(llm, monkeypatch, place):
     monkeypatch.setattr(blocks, place, interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate(["Once upon a time there was", "b"], LONG, use_tqdm=False)
+
+
+@pytest.mark.parametrize("place", ["abort_request", "_give_up", "clear"])
+def test_a_second_ctrl_c_while_the_first_is_dealt_with(path, monkeypatch, place):
+    """What it leaves behind, the next call drops; an open stream stays open."""
+    llm = LLM(str(path), device="cpu", enable_prefix_caching=True, block_size=2)
+    engine, first = llm.llm_engine, "forward" if place == "_give_up" else "advance"
+    owner = llm.model if first == "forward" else engine.scheduler
+    expected = llm.generate("Once", ONE, use_tqdm=False)[0].outputs[0].token_ids
+    stream = llm.stream("Once", ONE)
+    if place == "abort_request":
+        next(stream)
+    for at, name in ((owner, first), (engine, place)):
+        real = getattr(at, name)
+
+        def interrupted(*args, at=at, name=name, real=real):
+            monkeypatch.setattr(at, name, real)
+            raise KeyboardInterrupt
+
+        if name != "advance" or place == "clear":
+            monkeypatch.setattr(at, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["Once upon", "b"], LONG, use_tqdm=False)
+    monkeypatch.undo()
+    (output,) = llm.generate("Once", ONE, use_tqdm=False)
+    assert output.outputs[0].token_ids == expected
+    *_, last = stream
+    assert last.outputs[0].token_ids == expected
+    assert not engine.has_unfinished_requests() and not llm._watchers
+    engine.scheduler.memory.check_integrity()
+    assert not engine.scheduler.memory.holders
+
+
+STORM = """
+import random, signal, sys
+import torch
+from folovllm_lite import LLM, SamplingParams
+
+llm = LLM(sys.argv[1], device="cpu", enable_prefix_caching=True, block_size=2)
+params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+def ask():
+    outputs = llm.generate(["Once", "a"], params, use_tqdm=False)
+    return [each.outputs[0].token_ids for each in outputs]
+
+def interrupt(*_):
+    global left
+    if left:
+        left -= 1
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 60e-6))
+        raise KeyboardInterrupt
+
+expected, left, hit = ask(), 0, 0
+signal.signal(signal.SIGALRM, interrupt)
+while hit < 30:
+    try:
+        left = random.randint(1, 4)
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 1e-2))
+        ask()
+    except KeyboardInterrupt:
+        left = 0
+        hit += 1
+        assert not torch.is_inference_mode_enabled(), "with the traceback alive"
+    left = 0
+    assert not torch.is_inference_mode_enabled(), hit
+    assert ask() == expected, hit
+    assert not llm.llm_engine.has_unfinished_requests() and not llm._watchers, hit
+    llm.llm_engine.scheduler.memory.check_integrity()
+print("interrupted", hit)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no timers")
+def test_a_storm_of_ctrl_c(path):
+    """A burst of them once left inference mode on for the rest of the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", STORM, str(path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[-1]) >= 20
 
 
 def test_a_huge_top_k_keeps_all_and_harms_nobody(llm):
