@@ -170,9 +170,8 @@ MUTANTS = {
     ),
     "aborts_in_the_middle_of_a_step": (
         "_aborted_in_a_step",
-        "        if self._to_abort and self._running.acquire(blocking=False):\n"
-        "            try:\n                self._drop_noted()\n"
-        "            finally:\n                self._running.release()\n",
+        "        if (self._to_abort or self._torn) and not self._running.locked():\n"
+        "            with self._running:\n                self._drop_noted()\n",
         "        self._drop_noted()\n",
     ),
     "aborts_in_a_step_are_lost": (
@@ -183,14 +182,14 @@ MUTANTS = {
     ),
     "a_step_within_a_step": (
         "_one_at_a_time",
-        "        if not self._running.acquire(blocking=False):\n            raise",
+        "        if self._running.locked():\n            raise",
         "        self._running = threading.Lock()\n"
-        "        if not self._running.acquire(blocking=False):\n            raise",
+        "        if self._running.locked():\n            raise",
     ),
     "failed_and_still_there": (
         "_failing_step",
-        "            self._give_up(state, error)\n        return list",
-        "            pass\n        return list",
+        "            self._give_up(state, error)\n        self._torn = False\n",
+        "            pass\n        self._torn = False\n",
     ),
     "one_failure_is_everybodys": (
         "_failing_step",
@@ -231,8 +230,10 @@ MUTANTS = {
     ),
     "ctrl_c_leaves_the_step_open": (
         "_interrupted",
-        "        except BaseException as error:\n",
-        "        except Exception as error:\n",
+        "            except BaseException as error:\n",
+        "            except KeyboardInterrupt:\n"
+        "                self._torn = False\n                raise\n"
+        "            except BaseException as error:\n",
     ),
     "who_runs_waits": (
         "_stats",
