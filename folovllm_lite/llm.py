@@ -5,6 +5,8 @@ generates, chats and streams with it.
 """
 
 import copy
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +56,8 @@ from folovllm_lite.utils import generate_request_id, get_device
 
 _Watch = Callable[[RequestState], None]
 
+_LOG = logging.getLogger(__name__)
+_ALLOW_LONG = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _GIB = 1024**3
 # Tokens of a step unless told otherwise: enough to keep the machine's arithmetic busy.
 _STEP_TOKENS = 2048
@@ -111,12 +115,21 @@ def _checked_eos(path: Path, tokenizer: Any, model: Qwen3) -> tuple[int, ...]:
 
 
 def _longest(model: Qwen3, wanted: int | None) -> int:
-    """Longest sequence: what the user wants, which the model has to support."""
+    """Longest sequence: what the user wants, which the model has to support.
+
+    As in vLLM, VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 in the environment lets them have more.
+    """
     limit = model.config.max_model_len
     if wanted is not None and wanted > limit:
-        raise ValueError(
+        beyond = (
             f"max_model_len is {wanted}, but the model was built for {limit} positions"
         )
+        if os.environ.get(_ALLOW_LONG, "").strip().lower() not in ("1", "true"):
+            raise ValueError(
+                f"{beyond}; it never learned what lies beyond. To allow it all the "
+                f"same, set the environment variable {_ALLOW_LONG}=1, as for vLLM"
+            )
+        _LOG.warning("%s; it never learned what lies beyond", beyond)
     return wanted or limit
 
 

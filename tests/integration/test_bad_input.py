@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from folovllm_lite import LLM, SamplingParams
-from folovllm_lite.generation import generate
+from folovllm_lite.generation import Generation, generate
+from folovllm_lite.processor import TokenTexts
+from folovllm_lite.request import Request
 from tests.helpers import VOCAB_SIZE, edit_json, make_checkpoint
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
@@ -319,9 +321,35 @@ def test_a_device_that_is_not_there(path, monkeypatch):
         LLM(str(path), device="tpu9")
 
 
-def test_a_max_model_len_beyond_the_model(path):
-    with pytest.raises(ValueError, match="max_model_len is 513.*512 positions"):
+@pytest.mark.parametrize("said", [None, "0", ""])
+def test_a_max_model_len_beyond_the_model(path, monkeypatch, said):
+    name = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
+    if said is not None:
+        monkeypatch.setenv(name, said)
+    with pytest.raises(
+        ValueError, match=f"max_model_len is 513.*512 positions.*{name}"
+    ):
         LLM(str(path), max_model_len=513, device="cpu")
+
+
+@pytest.mark.parametrize("said", ["1", "True"])
+def test_a_max_model_len_that_is_raised_knowingly(path, monkeypatch, caplog, said):
+    """vLLM's variable; what comes out beyond is what the loop of 09 gives too."""
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", said)
+    llm = LLM(str(path), max_model_len=600, device="cpu")
+    assert "600" in caplog.text and "512" in caplog.text
+    ids, params = (
+        [2] * 505,
+        SamplingParams(temperature=0, ignore_eos=True, max_tokens=20),
+    )
+    (output,) = llm.generate([ids], params, use_tqdm=False)
+    texts, request = TokenTexts(llm.get_tokenizer()), Request("0", None, ids, params)
+    oracle = Generation(llm.model, texts, request, max_model_len=600)
+    while not oracle.finished:
+        oracle.step()
+    (wanted,) = oracle.output().outputs
+    assert output.outputs[0].token_ids == wanted.token_ids
+    assert len(wanted.token_ids) == 20
 
 
 def test_no_chat_template(tmp_path):
