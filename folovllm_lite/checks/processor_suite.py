@@ -806,7 +806,7 @@ def _many_strings(p: SimpleNamespace) -> None:
 
 @_SUITE.property("OutputBuilder", hint="how much of the text does a new token look at?")
 def _many_stops(p: SimpleNamespace) -> None:
-    """Nor do they hold up the text."""
+    """Thousands of stop strings hardly hold up the text."""
     pieces = [b"it is, "] * 100
 
     def calls(stops: list[str]) -> Iterator[None]:
