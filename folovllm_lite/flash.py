@@ -387,21 +387,22 @@ tl = None  # triton.language, as soon as a kernel is wanted
 
 def paged_decode(
     q_at, keys_at, values_at, plan_at, out_at, lse_at,
-    scale, width, head_stride, Hq, group,
+    scale, head_stride, Hq, group,
     D: tl.constexpr, S: tl.constexpr, SPLITS: tl.constexpr,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     """One program: a row's queries of one group, over one of SPLITS shares of its past.
 
-    q, out [T, Hq, D]; keys, values [Hkv, B, S, D]; plan [N, width]: which of the T, the
-    sequence's tokens, its blocks. With more than one share, out is [N, Hq, SPLITS, D]
-    and lse [N, Hq, SPLITS] gets the logarithm of each share's sum. Shapes of tiles are
-    powers of 2: GROUP, WIDTH and TOKENS, of which group, D and some are real.
+    q, out [T, Hq, D]; keys, values [Hkv, B, S, D]; plan [2 + blocks, N], a column for
+    each row: which of the T, the sequence's tokens, its blocks. With more than one
+    share, out is [N, Hq, SPLITS, D] and lse [N, Hq, SPLITS] gets the logarithm of each
+    share's sum. Shapes of tiles are powers of 2: GROUP, WIDTH and TOKENS, of which
+    group, D and some are real.
     """
     n, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    plan = plan_at + n * width
-    row, end = tl.load(plan), tl.load(plan + 1)
+    N, plan = tl.num_programs(0), plan_at + n
+    row, end = tl.load(plan), tl.load(plan + N)
     share = tl.cdiv(tl.cdiv(end, SPLITS), TOKENS) * TOKENS
     start = split * share
     stop = tl.minimum(start + share, end)
@@ -415,7 +416,7 @@ def paged_decode(
     for first in range(start, stop, TOKENS):
         at = first + t
         there = at < stop
-        block = tl.load(plan + 2 + at // S, there, 0)
+        block = tl.load(plan + (2 + at // S) * N, there, 0)
         place = head * head_stride + (block * S + at % S) * D  # int64, as plan is
         written = there[:, None] & (d < D)[None, :]
         k = tl.load(keys_at + place[:, None] + d[None, :], written, 0.0)
@@ -446,7 +447,7 @@ def paged_decode(
 
 
 def merge_splits(
-    parts_at, lse_at, plan_at, out_at, width, Hq,
+    parts_at, lse_at, plan_at, out_at, Hq,
     D: tl.constexpr, SPLITS: tl.constexpr, SHARES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -459,7 +460,7 @@ def merge_splits(
     real = (s < SPLITS)[:, None] & (d < D)[None, :]
     parts = tl.load(parts_at + (part * D)[:, None] + d[None, :], real, 0.0)
     done = tl.sum(parts * weights[:, None], 0) / tl.sum(weights, 0)
-    row = tl.load(plan_at + n * width)
+    row = tl.load(plan_at + n)
     out = out_at + (row * Hq + head) * D + d
     tl.store(out, done.to(out_at.dtype.element_ty), d < D)
 
@@ -486,6 +487,7 @@ class TritonKernels:
         slots: [T] int64, of the step's tokens.
         rows: N segments of one token each, at any places of the packed T.
         splits: shares of a past, a power of 2; None for as many as fill the GPU.
+        plan: of the rows, on the GPU already; None makes it, see `paged_decode`.
     """
 
     def __init__(
@@ -494,15 +496,18 @@ class TritonKernels:
         slots: Tensor,
         rows: list[Segment],
         splits: int | None = None,
+        plan: Tensor | None = None,
     ):
         self._cache, self._slots, device = cache, slots, cache.pool.device
         Hkv, D = cache.pool.shape[2], cache.pool.shape[5]
-        longest = max((len(row.blocks) for row in rows), default=0)
-        plan = torch.zeros(len(rows), 2 + longest, dtype=torch.int64)
-        for line, row in zip(plan.numpy(), rows, strict=True):
-            line[:2] = row.first, row.end
-            line[2 : 2 + len(row.blocks)] = row.blocks
-        self._plan = plan.to(device)  # one copy for all layers
+        if plan is None:
+            longest = max((len(row.blocks) for row in rows), default=0)
+            plan = torch.zeros(2 + longest, len(rows), dtype=torch.int64)
+            for line, row in zip(plan.T.numpy(), rows, strict=True):
+                line[:2] = row.first, row.end
+                line[2 : 2 + len(row.blocks)] = row.blocks
+            plan = plan.to(device)  # one copy for all layers
+        self._plan = plan
         self._width = max(16, _power_of_2(D))  # what a product of tiles takes
         self._tokens = 64 if self._width <= 64 else 32
         if splits is None:
@@ -518,7 +523,7 @@ class TritonKernels:
 
     def attend(self, layer: int, q: Tensor, out: Tensor) -> None:
         """Fill the rows of out [T, Hq, D], of q's dtype; q [T, Hq, D]."""
-        (N, width), splits = self._plan.shape, self._splits
+        N, splits = self._plan.shape[1], self._splits
         keys, values = self._cache.pool[0, layer], self._cache.pool[1, layer]
         Hkv, B, S, D = keys.shape
         Hq, q = q.shape[1], q.contiguous()
@@ -528,13 +533,13 @@ class TritonKernels:
             lse = parts.new_empty((N, Hq, splits))
         on_gpu(paged_decode)[(N, Hkv, splits)](
             q, keys, values, self._plan, parts, lse,
-            1 / math.sqrt(D), width, B * S * D, Hq, Hq // Hkv,
+            1 / math.sqrt(D), B * S * D, Hq, Hq // Hkv,
             D=D, S=S, SPLITS=splits, GROUP=max(16, _power_of_2(Hq // Hkv)),
             WIDTH=self._width, TOKENS=self._tokens, WIDE=not q.is_cuda,
         )  # fmt: skip
         if splits > 1:
             on_gpu(merge_splits)[(N, Hq)](
-                parts, lse, self._plan, out, width, Hq,
+                parts, lse, self._plan, out, Hq,
                 D=D, SPLITS=splits, SHARES=splits, WIDTH=self._width,
             )  # fmt: skip
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from folovllm_lite import fast, gptq
+from folovllm_lite import fast, gptq, gpu
 from folovllm_lite.block_manager import BlockManager
 from folovllm_lite.config import (
     CacheConfig,
@@ -28,7 +29,7 @@ from folovllm_lite.config import (
     SchedulerConfig,
     check_vllm_options,
 )
-from folovllm_lite.engine import LLMEngine, Prompt
+from folovllm_lite.engine import LLMEngine, Prompt, StepRunner
 from folovllm_lite.flash import FlashContext
 from folovllm_lite.generation import RequestState
 from folovllm_lite.model_loader import (
@@ -67,6 +68,7 @@ def make_engine(
     config: EngineConfig,
     device: str | torch.device | None = None,
     quantization: str | None = None,
+    enforce_eager: bool = False,
 ) -> LLMEngine:
     """Load a model, and build an engine whose parts fit each other and it.
 
@@ -74,11 +76,14 @@ def make_engine(
         config: what was asked for; None in it is decided here.
         device: "cpu", "cuda" or None, which picks CUDA when there is one.
         quantization: "gptq" insists on a checkpoint of that kind.
+        enforce_eager: no CUDA graphs for decoding steps; see `gpu`.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: as the loader raises, and for what the
             model or the machine can't do.
     """
+    if type(enforce_eager) is not bool:
+        raise TypeError(f"enforce_eager must be True or False, got {enforce_eager!r}")
     device, asked = get_device(device), config.model_config
     path = resolve_checkpoint(asked.model)
     quantized = quantization is not None or gptq.read_quantization(path) is not None
@@ -91,7 +96,7 @@ def make_engine(
         config.cache_config,
         _with_budget(config.scheduler_config, longest),
     )
-    scheduler, runner = _parts(model, config, device)
+    scheduler, runner = _parts(model, config, device, enforce_eager)
     return LLMEngine(
         model,
         tokenizer,
@@ -150,8 +155,8 @@ def _with_budget(config: SchedulerConfig, longest: int) -> SchedulerConfig:
 
 
 def _parts(
-    model: Qwen3, config: EngineConfig, device: torch.device
-) -> tuple[Scheduler, Runner]:
+    model: Qwen3, config: EngineConfig, device: torch.device, enforce_eager: bool
+) -> tuple[Scheduler, StepRunner]:
     """Scheduler and runner over one pool, and the features that were asked for."""
     cache, plan = config.cache_config, config.scheduler_config
     dtype, size = model.lm_head.weight.dtype, cache.block_size
@@ -160,7 +165,11 @@ def _parts(
     num_blocks = cache.num_gpu_blocks_override
     if num_blocks is None:
         longest = -(-plan.max_model_len // size) * block_bytes
-        num_blocks = _pool_bytes(cache, longest, device) // block_bytes
+        needed = 0
+        if device.type == "cuda":
+            budget, rows = plan.max_num_batched_tokens, plan.max_num_seqs
+            needed = gpu.step_bytes(model, budget, rows, plan.max_model_len)
+        num_blocks = _pool_bytes(cache, longest, device, needed) // block_bytes
         if num_blocks < 1:
             raise ValueError(
                 f"there is no memory for a KV cache: one block of {size} tokens takes "
@@ -168,7 +177,11 @@ def _parts(
             )
     free = PrefixCache(num_blocks, size) if cache.enable_prefix_caching else None
     memory = BlockManager(num_blocks, size, free, num_swap_blocks)
-    pool = PagedKVCache(model.config, num_blocks, size, dtype, device, num_swap_blocks)
+    # Kernels for graphs are Triton's, which builds of PyTorch for Windows lack.
+    graphs = device.type == "cuda" and not enforce_eager and bool(find_spec("triton"))
+    pool = PagedKVCache(
+        model.config, num_blocks + graphs, size, dtype, device, num_swap_blocks
+    )
     chunked = plan.enable_chunked_prefill
     scheduler = Scheduler(
         plan,
@@ -176,7 +189,11 @@ def _parts(
         share=chunk if chunked else whole,
         turns=decodes_first if chunked else as_they_came,
     )
-    return scheduler, Runner(model, pool, FlashContext)
+    runner = Runner(model, pool, FlashContext)
+    if graphs:  # the last block is spare: it belongs to no sequence
+        most, longest = plan.max_num_seqs, plan.max_model_len
+        runner = gpu.GraphRunner(runner, most, longest, spare=num_blocks)
+    return scheduler, runner
 
 
 def _num_swap_blocks(
@@ -194,21 +211,25 @@ def _num_swap_blocks(
     return count
 
 
-def _pool_bytes(config: CacheConfig, longest: int, device: torch.device) -> int:
+def _pool_bytes(
+    config: CacheConfig, longest: int, device: torch.device, needed: int = 0
+) -> int:
     """Bytes for the pool.
 
-    On a GPU what `gpu_memory_utilization` leaves beside the weights. On a CPU 1 GiB, or
+    On a GPU what `gpu_memory_utilization` leaves beside the weights and what a step
+    needs, `needed`. On a CPU 1 GiB, or
     `longest`, one sequence of the full length, if that is more, but at most half of
     what is free: a CPU's memory is shared with everything else.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        room = int(total * config.gpu_memory_utilization) - (total - free)
+        room = int(total * config.gpu_memory_utilization) - (total - free) - needed
         if room <= 0:
             raise ValueError(
                 f"gpu_memory_utilization {config.gpu_memory_utilization} of "
                 f"{total / _GIB:.1f} GiB leaves nothing for the KV cache: "
-                f"{(total - free) / _GIB:.1f} GiB are in use"
+                f"{(total - free) / _GIB:.1f} GiB are in use, and a step needs "
+                f"{needed / _GIB:.1f} GiB"
             )
         return room
     return min(max(_GIB, longest), psutil.virtual_memory().available // 2)
@@ -230,8 +251,9 @@ class LLM:
             num_gpu_blocks_override: see `CacheConfig`.
         max_num_batched_tokens, max_num_seqs, enable_chunked_prefill, preemption_mode:
             see `SchedulerConfig`.
+        enforce_eager: on a GPU, no CUDA graphs for decoding steps.
         vllm_options: others of vLLM's, where they say "off" or "one", such as
-            `enforce_eager=True` or `tensor_parallel_size=1`.
+            `tensor_parallel_size=1`.
 
     Raises:
         NotImplementedError: an option that we don't have, by its name.
@@ -259,6 +281,7 @@ class LLM:
         max_num_seqs: int = SchedulerConfig.max_num_seqs,
         enable_chunked_prefill: bool = SchedulerConfig.enable_chunked_prefill,
         preemption_mode: str | None = SchedulerConfig.preemption_mode,
+        enforce_eager: bool = False,
         **vllm_options: Any,
     ):
         check_vllm_options(vllm_options)
@@ -292,7 +315,7 @@ class LLM:
         path = resolve_checkpoint(self.model_config.model)
         self._default_params = default_sampling_params(path)
         with _usual_device():
-            self.llm_engine = make_engine(config, device, quantization)
+            self.llm_engine = make_engine(config, device, quantization, enforce_eager)
         # Whom to tell when a step has changed a request, by request_id; and a lock that
         # whoever waits for the request holds: Ctrl-C may keep them from saying goodbye.
         self._watchers: dict[str, tuple[_Watch, threading.Lock]] = {}

@@ -139,7 +139,7 @@ NUMBA = {
 }  # fmt: skip
 TRITON = {
     "no_scale": ('input_precision="ieee") * scale', 'input_precision="ieee")'),
-    "block_off_by_one": ("plan + 2 + at // S", "plan + 2 + tl.maximum(at // S - 1, 0)"),
+    "block_off_by_one": ("(2 + at // S) * N", "(2 + tl.maximum(at // S - 1, 0)) * N"),
     "reads_past_the_end": (
         "there = at < stop",
         "there = at < tl.minimum(start + share, tl.cdiv(end, S) * S)"),

@@ -394,7 +394,7 @@ def test_a_script_may_say_off_and_one(tmp_path):
     "option, error",
     [
         ({"tensor_parallel_size": 2}, NotImplementedError),
-        ({"enforce_eager": False}, NotImplementedError),
+        ({"enforce_eager": "no"}, TypeError),
         ({"enforce_eagr": True}, TypeError),
     ],
 )

@@ -88,7 +88,7 @@ COURSE = (
 
 # Notebooks may use these at any time and none teaches them: pictures, judges,
 # `adds_to`, what PyTorch's layers become on this machine, the embedded model's texts.
-HELPERS = ("viz", "widgets", "checks", "notebook", "fast", "tiny")
+HELPERS = ("viz", "widgets", "checks", "notebook", "fast", "gpu", "tiny")
 
 # What the package has and no notebook teaches: a module, one name of it or one member
 # of a class (`module.Class.method`), with the number of the notebook still to come, or

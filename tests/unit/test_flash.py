@@ -243,7 +243,7 @@ def test_triton_compiles_for_hopper():
                 types = {
                     "q_at": f"*{name}", "keys_at": f"*{name}", "values_at": f"*{name}",
                     "plan_at": "*i64", "out_at": f"*{out}", "lse_at": "*fp32",
-                    "scale": "fp32", "width": "i32", "head_stride": "i32", "Hq": "i32",
+                    "scale": "fp32", "head_stride": "i32", "Hq": "i32",
                     "group": "i32",
                 }  # fmt: skip
                 kernel = flash.on_gpu(flash.paged_decode)
@@ -253,7 +253,7 @@ def test_triton_compiles_for_hopper():
         constants = {"D": 80, "SPLITS": 4, "SHARES": 4, "WIDTH": 128}
         types = {
             "parts_at": "*fp32", "lse_at": "*fp32", "plan_at": "*i64",
-            "out_at": f"*{name}", "width": "i32", "Hq": "i32",
+            "out_at": f"*{name}", "Hq": "i32",
         }  # fmt: skip
         kernel = flash.on_gpu(flash.merge_splits)
         signature = types | dict.fromkeys(constants, "constexpr")

@@ -36,7 +36,7 @@ ORDER = (
     "utils", "config", "sampling_params", "sampler", "request", "outputs",
     "model_loader", "attention", "qwen3", "kv_cache", "processor",
     "generation", "scheduler", "engine", "block_manager", "paged", "runner", "flash",
-    "prefix_cache", "gptq", "fast", "llm",
+    "prefix_cache", "gptq", "fast", "gpu", "llm",
     "viz", "widgets", "checks", "notebook", "tiny", "lab", "mine", "doctor", "bench",
     "__main__",
 )  # fmt: skip
