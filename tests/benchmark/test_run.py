@@ -7,7 +7,7 @@ import sys
 import psutil
 import pytest
 
-from tests.benchmark import run
+from tests.benchmark import gpu, run
 
 JOBS = ("a", "d", "e")
 
@@ -70,3 +70,18 @@ def test_an_engine_that_fails_is_named_with_its_error():
             engine.do("generate", "a", 4)
     finally:
         engine.close()
+
+
+def test_the_figures_of_a_gpu_can_be_taken(tmp_path):
+    """Tiny, and on whatever is here: a script that only a GPU runs rots."""
+    out = tmp_path / "figures.json"
+    subprocess.run(
+        [sys.executable, gpu.__file__, "--trial", "--repeats", "1", "--out", out],
+        check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    found = json.loads(out.read_text(encoding="utf-8"))
+    for name in (run.OURS, gpu.EAGER, "transformers"):
+        assert "failed" not in found[name], found[name]
+        assert found[name]["one"][0] > 0
+    (line,) = found["attention, microseconds"].values()
+    assert min(line.values()) > 0

@@ -24,6 +24,7 @@ WORK = {
 }
 DTYPES = {"embedded": "float32", "0.6B": "bfloat16"}
 MAX_LEN = 512
+LONG = 4352
 TEXTS = [
     *(f"{name} went to the {place}" for name in ("Lily", "Zorbo", "Ben", "Mia", "Uvial")
       for place in ("park", "lake", "farm", "school", "market")),
@@ -42,24 +43,33 @@ def prompts(work: str) -> list[list[int]]:
     ]
 
 
+def random_ids(sizes: list[tuple[int, int]]) -> list[list[int]]:
+    """Prompts of so many tokens, other ones at each call: none may be cached."""
+    return [[random.randrange(10, 1500) for _ in range(count)] for count, _ in sizes]
+
+
 class VLLM:
     """vLLM, or an engine with its interface.
 
     Args:
         module: that has LLM and SamplingParams.
         models: name -> directory.
+        options: of LLM.
     """
 
-    def __init__(self, module: str, models: dict[str, str]):
+    def __init__(self, module: str, models: dict[str, str], **options: Any):
         self.module = importlib.import_module(module)
-        self.models = models
+        self.models, self.options = models, options
         self.loaded: dict[str, Any] = {}
 
-    def llm(self, model: str) -> Any:
+    def llm(self, model: str, longest: int = MAX_LEN) -> Any:
         """The engine for a model, made the first time."""
         if model not in self.loaded:
             self.loaded[model] = self.module.LLM(
-                model=self.models[model], dtype=DTYPES[model], max_model_len=MAX_LEN
+                model=self.models[model],
+                dtype=DTYPES[model],
+                max_model_len=longest,
+                **self.options,
             )
         return self.loaded[model]
 
@@ -71,6 +81,21 @@ class VLLM:
         asked = [{"prompt_token_ids": ids} for ids in prompts(work)]
         found = self.llm(WORK[work][0]).generate(asked, params, use_tqdm=False)
         return [list(each.outputs[0].token_ids) for each in found]
+
+    def serve(
+        self, model: str, temperature: float, sizes: list[tuple[int, int]]
+    ) -> None:
+        """Serve requests of so many random tokens in, and so many out."""
+        make = self.module.SamplingParams
+        params = [
+            make(temperature=temperature, max_tokens=count, ignore_eos=True)
+            for _, count in sizes
+        ]
+        asked = [{"prompt_token_ids": ids} for ids in random_ids(sizes)]
+        longest = MAX_LEN if model == "embedded" else LONG
+        made = self.llm(model, longest).generate(asked, params, use_tqdm=False)
+        counts = [len(each.outputs[0].token_ids) for each in made]
+        assert counts == [count for _, count in sizes], counts
 
     def texts(self) -> dict[str, Any]:
         """50 prompts in two languages, cut at stop strings, and three answers each."""
@@ -127,6 +152,29 @@ class Transformers:
             self.loaded[name] = made.eval()
         return self.loaded[name]
 
+    def serve(
+        self, model: str, temperature: float, sizes: list[tuple[int, int]]
+    ) -> None:
+        """As `VLLM.serve`, on a GPU if there is one, for sizes that are all alike."""
+        (out,) = {count for _, count in sizes}
+        config = self.transformers.GenerationConfig(
+            do_sample=bool(temperature), max_new_tokens=out, eos_token_id=10**6,
+            pad_token_id=0,
+        )  # fmt: skip
+        device = "cuda" if self.torch.cuda.is_available() else "cpu"
+        ids = self.torch.tensor(random_ids(sizes), device=device)
+        with self.torch.inference_mode():
+            made = (
+                self.model(model)
+                .to(device)
+                .generate(
+                    ids,
+                    attention_mask=self.torch.ones_like(ids),
+                    generation_config=config,
+                )
+            )
+        assert made.shape == (len(sizes), ids.shape[1] + out)
+
     def generate(self, work: str, tokens: int) -> list[list[int]]:
         """As `VLLM.generate`."""
         asked, model = prompts(work), self.model(WORK[work][0])
@@ -158,8 +206,8 @@ class Transformers:
 class Ours(VLLM):
     """folovllm_lite, with what only it is asked for."""
 
-    def __init__(self, models: dict[str, str]):
-        super().__init__("folovllm_lite", models)
+    def __init__(self, models: dict[str, str], **options: Any):
+        super().__init__("folovllm_lite", models, **options)
 
     def engine(self, **options: Any) -> Any:
         """An LLMEngine of the embedded model."""
@@ -286,7 +334,7 @@ class Ours(VLLM):
 def make(name: str, models: dict[str, str]) -> Any:
     """The engine that a process is to be."""
     if name.startswith("folovllm_lite"):
-        return Ours(models)
+        return Ours(models, **({"enforce_eager": True} if "eager" in name else {}))
     if name == "vllm":
         return VLLM(name, models)
     return Transformers(models, continuous=name.endswith("batching"))
