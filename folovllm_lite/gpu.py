@@ -16,6 +16,7 @@ v1/worker/gpu_model_runner.py and compilation/cuda_graph.py.
 """
 
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -52,8 +53,10 @@ def step_bytes(model: Qwen3, tokens: int, rows: int, longest: int) -> int:
     """
     device = model.lm_head.weight.device
     dtype = model.lm_head.weight.dtype
-    # All tokens are stored in one block, one over the other: nobody reads the numbers.
+    # All tokens are stored in one block, one over the other. What the numbers are is
+    # all the same, as long as they are numbers.
     cache = PagedKVCache(model.config, 1, 16, dtype, device)
+    cache.pool.zero_()
     used = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     prompts = [
@@ -75,6 +78,11 @@ def step_bytes(model: Qwen3, tokens: int, rows: int, longest: int) -> int:
     del cache, hidden, logits, ids, slots
     torch.cuda.empty_cache()
     return needed
+
+
+def can_record() -> bool:
+    """Whether Triton, whose kernels a graph needs, is here; on Windows it isn't."""
+    return find_spec("triton") is not None
 
 
 def graph_sizes(most: int) -> list[int]:
@@ -110,11 +118,11 @@ class DecodeGraph:
         self._lines[3] = range(size)
         self._blocks: list[list[int]] = [[] for _ in range(size)]  # as they stand there
         self._pad(0)
-        self._inputs = self._host.to(runner.device)
-        token_ids, positions, slots = self._inputs[:3]
+        self.inputs = self._host.to(runner.device)
+        token_ids, positions, slots = self.inputs[:3]
         # How far a past is split can't change any more: as for the longest.
         rows = [Segment(i, i + 1, longest, []) for i in range(size)]
-        kernels = partial(TritonKernels, plan=self._inputs[3:])
+        kernels = partial(TritonKernels, plan=self.inputs[3:])
         context = FlashContext(runner.cache, positions, slots, rows, kernels)
 
         def forward() -> Tensor:
@@ -156,7 +164,7 @@ class DecodeGraph:
         lines[4, :N] = [each.end for each in work]
         self._pad(N)
         used = 5 + max(len(blocks) for blocks in self._blocks[:N])
-        self._inputs[:used].copy_(self._host[:used], non_blocking=True)
+        self.inputs[:used].copy_(self._host[:used], non_blocking=True)
         self._graph.replay()
         return self.hidden[:N]
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +176,7 @@ def _parts(
             )
     free = PrefixCache(num_blocks, size) if cache.enable_prefix_caching else None
     memory = BlockManager(num_blocks, size, free, num_swap_blocks)
-    # Kernels for graphs are Triton's, which builds of PyTorch for Windows lack.
-    graphs = device.type == "cuda" and not enforce_eager and bool(find_spec("triton"))
+    graphs = device.type == "cuda" and not enforce_eager and gpu.can_record()
     pool = PagedKVCache(
         model.config, num_blocks + graphs, size, dtype, device, num_swap_blocks
     )

@@ -27,6 +27,7 @@ import ctypes
 import subprocess
 import tempfile
 import traceback
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class OnGPU(torch.Tensor):
                 device="cuda:0",
             )
         self.held = held
+        _machine[0].memory.hold(self)
         return self
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -108,6 +110,33 @@ class OnGPU(torch.Tensor):
         """Reached outside of `with machine`, where the machine is off: put it on."""
         with install():
             return func(*args, **(kwargs or {}))
+
+
+class Memory:
+    """How much of the device's memory is held, and was at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._holders: Counter = Counter()  # address of a storage -> tensors
+
+    def hold(self, tensor: OnGPU) -> None:
+        """Count a tensor's storage for as long as any tensor has it."""
+        storage = tensor.held.untyped_storage()
+        address, size = storage._cdata, storage.nbytes()
+        if not self._holders[address]:
+            self.now += size
+            self.most = max(self.most, self.now)
+        self._holders[address] += 1
+        weakref.finalize(tensor, self._let_go, address, size)
+
+    def _let_go(self, address: int, size: int) -> None:
+        self._holders[address] -= 1
+        if not self._holders[address]:
+            self.now -= size
+
+    def reset(self) -> None:
+        """The most, from now on."""
+        self.most = self.now
 
 
 class Generator(torch._C.Generator):
@@ -137,10 +166,14 @@ class Machine(TorchDispatchMode):
         self.mismatches: Counter = Counter()  # (place, operation) -> how often
         # Storages of pinned memory, kept alive: an address must not come back.
         self.pinned: dict[int, Any] = {}
+        self.memory = Memory()
+        self.recording: list | None = None  # see `graphs`
+        self.strays: set[int] = set()  # slots that a graph must not have written
 
     def clear(self) -> None:
         """Forget what was seen."""
         self.steps, self.mismatches = [Step("start")], Counter()
+        self.strays = set()
 
     def begin(self, kind: str) -> Step:
         """What is seen from now on belongs to a new step."""
@@ -192,6 +225,8 @@ class Machine(TorchDispatchMode):
             lambda x: x.held if isinstance(x, OnGPU) else x, (args, kwargs)
         )
         out = func(*args, **kwargs)
+        if self.recording is not None and not func.is_view:
+            self.recording.append((func, args, kwargs, out))
         if pinned:
             self.pin(out)
         if target != "cuda" or (name == "copy_" and not there_is(there, args[0])):
@@ -270,11 +305,10 @@ def place() -> str:
 
 
 def paged_decode(
-    q, keys, values, plan, out, lse, scale, width, head_stride, Hq, group,
-    *, SPLITS, **shapes,
-):  # fmt: skip
+    q, keys, values, plan, out, lse, scale, head_stride, Hq, group, *, SPLITS, **shapes
+):
     """What `flash.paged_decode` writes, row by row."""
-    for n, (row, end, *blocks) in enumerate(plan.tolist()):
+    for n, (row, end, *blocks) in enumerate(plan.T.tolist()):
         tiles = -(-end // shapes["TOKENS"])
         share = -(-tiles // SPLITS) * shapes["TOKENS"]
         blocks = blocks[: -(-end // shapes["S"])]
@@ -294,10 +328,10 @@ def paged_decode(
             out[n, :, split] = (weights @ v[:, part]).squeeze(1)
 
 
-def merge_splits(parts, lse, plan, out, width, Hq, **shapes):
+def merge_splits(parts, lse, plan, out, Hq, **shapes):
     """What `flash.merge_splits` writes."""
     merged = (parts * lse.softmax(-1).unsqueeze(-1)).sum(2)  # [N, Hq, D]
-    out[plan[:, 0]] = merged.to(out.dtype)
+    out[plan[0]] = merged.to(out.dtype)
 
 
 STAND_INS = {"paged_decode": paged_decode, "merge_splits": merge_splits}
@@ -317,6 +351,8 @@ def on_gpu(kernel: Callable) -> Any:
                 with torch._C._DisableTorchDispatch():
                     stand_in(*held, **shapes)
                 install().launched(kernel.__name__)
+                if install().recording is not None:
+                    install().recording.append((stand_in, held, shapes, None))
 
             return launch
 
@@ -362,6 +398,9 @@ def install(total: int = 32 * MIB, free: int = 30 * MIB) -> Machine:
     cuda.get_device_properties = lambda device=None: SimpleNamespace(
         multi_processor_count=132, total_memory=total
     )
+    cuda.memory_allocated = lambda device=None: machine.memory.now
+    cuda.max_memory_allocated = lambda device=None: machine.memory.most
+    cuda.reset_peak_memory_stats = lambda device=None: machine.memory.reset()
     cuda.synchronize = lambda device=None: machine.waited("synchronize")
     from folovllm_lite import flash, paged
 

@@ -22,8 +22,10 @@ import torch
 
 from folovllm_lite import LLM, SamplingParams
 from folovllm_lite.generation import Generation, generate
+from folovllm_lite.gpu import DecodeGraph, GraphRunner
 from folovllm_lite.runner import Runner
 from tests.pretended_gpu.device import Machine, Step, install
+from tests.pretended_gpu.graphs import install_graphs
 
 LONG = "Once upon a time there was a little girl who lived in a house by the sea. " * 3
 MANY = ("Once upon a time", "What is 2 + 3?", LONG, "Lily")
@@ -62,8 +64,31 @@ SCENARIOS: dict[str, tuple] = {  # name: (prompts, sampling parameters, options 
         GREEDY,
         {"enable_chunked_prefill": True, "max_num_batched_tokens": 7},
     ),
-    "memory sizing": (MANY, GREEDY, {"num_gpu_blocks_override": None}),
+    "memory sizing": (
+        MANY,
+        GREEDY,
+        {
+            "num_gpu_blocks_override": None,
+            "max_model_len": 96,
+            "max_num_batched_tokens": 96,
+            "max_num_seqs": 8,
+        },
+    ),
     "generate": (MANY, {"seed": 5, "n": 2, "logprobs": 1}, {}),
+}
+# With CUDA graphs. Requests end one after the other, so steps are padded.
+LEAVING = [{"temperature": 0, "max_tokens": count} for count in (30, 4, 9, 17)]
+GRAPHS = {"enforce_eager": False, "max_model_len": 96, "max_num_seqs": 8}
+SCENARIOS |= {
+    "graphs": (MANY, LEAVING, GRAPHS),
+    "graphs, drawn": (MANY, {"seed": 5, "n": 2}, GRAPHS),
+    "graphs, swap": (MANY, {"seed": 5, "n": 2}, GRAPHS | SMALL),
+    "graphs, prefix": (
+        [LONG + x for x in "ABA"],
+        LEAVING[:3],
+        GRAPHS | {"enable_prefix_caching": True, "block_size": 4},
+    ),
+    "graphs, bfloat16": (MANY, LEAVING, GRAPHS | {"dtype": "bfloat16"}),
 }
 
 
@@ -84,7 +109,27 @@ def watch(machine: Machine) -> None:
         machine.begin("decode" if self._caches else "other")
         step(self)
 
+    replay = GraphRunner.run
+
+    def replay_watched(self: GraphRunner, work: object) -> object:
+        machine.begin("decode")
+        hidden = replay(self, work)  # or passes it on to a Runner, which begins anew
+        if all(each.count == 1 for each in work.work.values()):
+            machine.strays |= strays(self, list(work.work.values()))
+        return hidden
+
     Runner.run, Generation.step = run_watched, step_watched
+    GraphRunner.run = replay_watched
+
+
+def strays(runner: GraphRunner, work: list) -> set[int]:
+    """Slots that the step's graph wrote, and that are neither its own nor spare."""
+    size = runner.cache.block_size
+    own = {each.seq.block_ids[each.start // size] * size + each.start % size
+           for each in work}  # fmt: skip
+    spare = (runner.cache.pool.shape[3] - 1) * size
+    graph = runner.graphs[min(n for n in runner.graphs if n >= len(work))]
+    return set(graph.inputs.held[2].tolist()) - own - {spare}
 
 
 # ----- mistakes
@@ -125,19 +170,56 @@ def plant_launches() -> None:
     Runner.run = wrong
 
 
-PLANTS = {"wait": plant_wait, "mismatch": plant_mismatch, "launches": plant_launches}
+def plant_padding() -> None:
+    """Rows that a sequence has left go on writing to its blocks."""
+    DecodeGraph._pad = lambda self, first: None if first else pad(self, first)
+
+
+def plant_tables() -> None:
+    """A row keeps the first block table that it got."""
+    run = DecodeGraph.run
+
+    def wrong(self: DecodeGraph, work: list) -> torch.Tensor:
+        self._blocks[: len(work)] = [list(each.seq.block_ids) for each in work]
+        return run(self, work)
+
+    DecodeGraph.run = wrong
+
+
+def plant_spare() -> None:
+    """Rows that pad write to a block that a sequence owns."""
+    begin = DecodeGraph.__init__
+
+    def wrong(self: DecodeGraph, *args: object) -> None:
+        begin(self, *args)
+        self.spare = 0
+
+    DecodeGraph.__init__ = wrong
+
+
+pad = DecodeGraph._pad
+PLANTS = {
+    "wait": plant_wait,
+    "mismatch": plant_mismatch,
+    "launches": plant_launches,
+    "padding": plant_padding,
+    "tables": plant_tables,
+    "spare": plant_spare,
+}
 
 
 @contextlib.contextmanager
 def planted(plant: str) -> Iterator[None]:
     """Put a mistake in, and take it out again; "" is none."""
     before = Runner.run, Runner.prepare
+    graph = DecodeGraph.__init__, DecodeGraph._pad, DecodeGraph.run
     if plant:
         PLANTS[plant]()
     try:
         yield
     finally:
         Runner.run, Runner.prepare = before
+        DecodeGraph.__init__, DecodeGraph._pad, DecodeGraph.run = graph
 
 
 # ----- serving
@@ -146,18 +228,19 @@ def planted(plant: str) -> Iterator[None]:
 def serve(device: str, name: str) -> tuple[list[list[list[int]]], dict]:
     """The tokens of every completion, and the engine's counters."""
     prompts, asked, options = SCENARIOS[name]
-    options = {"num_gpu_blocks_override": 64, "swap_space": 0.01, **options}
+    usual = {"num_gpu_blocks_override": 64, "swap_space": 0.01, "enforce_eager": True}
+    options = {**usual, **options}
     if device == "cpu":
         options["num_gpu_blocks_override"] = options["num_gpu_blocks_override"] or 64
     llm = LLM(device=device, **options)
-    params = SamplingParams(**{"max_tokens": 10, "ignore_eos": True, **asked})
+    each = asked if isinstance(asked, list) else [asked] * len(prompts)
+    usual = {"max_tokens": 10, "ignore_eos": True}
+    params = [SamplingParams(**{**usual, **one}) for one in each]
     engine = llm.llm_engine
     if name == "generate":
         found = [
-            generate(
-                engine.model, engine.tokenizer, engine.tokenizer.encode(each), params
-            )
-            for each in prompts
+            generate(engine.model, engine.tokenizer, engine.tokenizer.encode(each), one)
+            for each, one in zip(prompts, params, strict=True)
         ]
     else:
         found = llm.generate(list(prompts), params, use_tqdm=False)
@@ -181,9 +264,10 @@ def report(name: str, machine: Machine) -> dict:
                 for step in machine.steps
                 if step.kind == kind
             ]
-            for kind in ("decode", "other")
+            for kind in ("decode", "other", "capture")
         },
         "places": places(machine.steps),
+        "strays": sorted(machine.strays),
         "preemptions": stats["preemptions"],
         "hits": stats["prefix_hit_rate"],
     }
@@ -202,6 +286,7 @@ def places(steps: list[Step]) -> dict[str, float]:
 def main(names: list[str]) -> None:
     """Run the scenarios of these names, or all."""
     machine = install()
+    install_graphs(machine)
     watch(machine)
     reports = {}
     for name in names or SCENARIOS:
