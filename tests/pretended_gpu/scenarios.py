@@ -21,8 +21,9 @@ from collections.abc import Iterator
 import torch
 
 from folovllm_lite import LLM, SamplingParams
+from folovllm_lite.flash import TritonKernels
 from folovllm_lite.generation import Generation, generate
-from folovllm_lite.gpu import DecodeGraph, GraphRunner
+from folovllm_lite.gpu import DecodeGraph, GraphRunner, step_bytes
 from folovllm_lite.runner import Runner
 from tests.pretended_gpu.device import Machine, Step, install
 from tests.pretended_gpu.graphs import install_graphs
@@ -79,7 +80,7 @@ SCENARIOS: dict[str, tuple] = {  # name: (prompts, sampling parameters, options 
 # With CUDA graphs. Requests end one after the other, so steps are padded.
 LEAVING = [{"temperature": 0, "max_tokens": count} for count in (30, 4, 9, 17)]
 GRAPHS = {"enforce_eager": False, "max_model_len": 96, "max_num_seqs": 8}
-SCENARIOS |= {
+WITH_GRAPHS: dict[str, tuple] = {
     "graphs": (MANY, LEAVING, GRAPHS),
     "graphs, drawn": (MANY, {"seed": 5, "n": 2}, GRAPHS),
     "graphs, swap": (MANY, {"seed": 5, "n": 2}, GRAPHS | SMALL),
@@ -186,6 +187,17 @@ def plant_tables() -> None:
     DecodeGraph.run = wrong
 
 
+def plant_recorded() -> None:
+    """The kernels look at the device's numbers while a graph is recorded."""
+    attend = TritonKernels.attend
+
+    def wrong(self: TritonKernels, layer: int, q: torch.Tensor, out: object) -> None:
+        assert q.sum().item() < math.inf
+        attend(self, layer, q, out)
+
+    TritonKernels.attend = wrong
+
+
 def plant_spare() -> None:
     """Rows that pad write to a block that a sequence owns."""
     begin = DecodeGraph.__init__
@@ -205,6 +217,7 @@ PLANTS = {
     "padding": plant_padding,
     "tables": plant_tables,
     "spare": plant_spare,
+    "recorded": plant_recorded,
 }
 
 
@@ -213,6 +226,7 @@ def planted(plant: str) -> Iterator[None]:
     """Put a mistake in, and take it out again; "" is none."""
     before = Runner.run, Runner.prepare
     graph = DecodeGraph.__init__, DecodeGraph._pad, DecodeGraph.run
+    attend = TritonKernels.attend
     if plant:
         PLANTS[plant]()
     try:
@@ -220,6 +234,7 @@ def planted(plant: str) -> Iterator[None]:
     finally:
         Runner.run, Runner.prepare = before
         DecodeGraph.__init__, DecodeGraph._pad, DecodeGraph.run = graph
+        TritonKernels.attend = attend
 
 
 # ----- serving
@@ -227,7 +242,7 @@ def planted(plant: str) -> Iterator[None]:
 
 def serve(device: str, name: str) -> tuple[list[list[list[int]]], dict]:
     """The tokens of every completion, and the engine's counters."""
-    prompts, asked, options = SCENARIOS[name]
+    prompts, asked, options = (SCENARIOS | WITH_GRAPHS)[name]
     usual = {"num_gpu_blocks_override": 64, "swap_space": 0.01, "enforce_eager": True}
     options = {**usual, **options}
     if device == "cpu":
@@ -273,6 +288,25 @@ def report(name: str, machine: Machine) -> dict:
     }
 
 
+def room(name: str, machine: Machine) -> dict:
+    """What `step_bytes` says, and what steps that are as large as may be then need."""
+    chunks = name.endswith("chunks")
+    tokens, rows, longest = 48 if chunks else 192, 6, 96
+    with machine:
+        llm = LLM(
+            device="cuda", max_model_len=longest, max_num_batched_tokens=tokens,
+            max_num_seqs=rows, enable_chunked_prefill=chunks, enforce_eager=True,
+            num_gpu_blocks_override=64, swap_space=0.01,
+        )  # fmt: skip
+        reserved = step_bytes(llm.model, tokens, rows, longest)
+        machine.memory.reset()
+        before = machine.memory.now
+        params = SamplingParams(max_tokens=6, logprobs=5, **FILTERS, **PENALTIES)
+        prompts = [{"prompt_token_ids": [5] * 90}] * 2 + ["Lily"] * 4
+        llm.generate(prompts, params, use_tqdm=False)
+    return {"reserved": reserved, "needed": machine.memory.most - before}
+
+
 def places(steps: list[Step]) -> dict[str, float]:
     """Where decoding steps waited: "place: what" -> how often a step."""
     decodes = [step for step in steps if step.kind == "decode"]
@@ -290,6 +324,9 @@ def main(names: list[str]) -> None:
     watch(machine)
     reports = {}
     for name in names or SCENARIOS:
+        if name.startswith("step bytes"):
+            reports[name] = room(name, machine)
+            continue
         reports[name] = found = report(name, machine)
         waits = max((step[0] for step in found["decode"]), default=0)
         launches = max((step[1] for step in found["decode"]), default=0)
