@@ -81,8 +81,6 @@ def make_engine(
         TypeError, ValueError, FileNotFoundError: as the loader raises, and for what the
             model or the machine can't do.
     """
-    if type(enforce_eager) is not bool:
-        raise TypeError(f"enforce_eager must be True or False, got {enforce_eager!r}")
     device, asked = get_device(device), config.model_config
     path = resolve_checkpoint(asked.model)
     quantized = quantization is not None or gptq.read_quantization(path) is not None
@@ -215,9 +213,9 @@ def _pool_bytes(
     """Bytes for the pool.
 
     On a GPU what `gpu_memory_utilization` leaves beside the weights and what a step
-    needs, `needed`. On a CPU 1 GiB, or
-    `longest`, one sequence of the full length, if that is more, but at most half of
-    what is free: a CPU's memory is shared with everything else.
+    needs, `needed`. On a CPU 1 GiB, or `longest`, one sequence of the full length, if
+    that is more, but at most half of what is free: a CPU's memory is shared with
+    everything else.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -245,13 +243,10 @@ class LLM:
             `trust_remote_code=True` lets its tokenizer's code run.
         quantization: None finds out by itself; "gptq" insists on a GPTQ checkpoint.
         device: "cpu", "cuda" or None, which picks CUDA when there is one.
-        block_size, gpu_memory_utilization, swap_space, enable_prefix_caching,
-            num_gpu_blocks_override: see `CacheConfig`.
-        max_num_batched_tokens, max_num_seqs, enable_chunked_prefill, preemption_mode:
-            see `SchedulerConfig`.
+        block_size to num_gpu_blocks_override: see `CacheConfig`.
+        max_num_batched_tokens to preemption_mode: see `SchedulerConfig`.
         enforce_eager: on a GPU, no CUDA graphs for decoding steps.
-        vllm_options: others of vLLM's, where they say "off" or "one", such as
-            `tensor_parallel_size=1`.
+        vllm_options: others of vLLM's that say "off", as `tensor_parallel_size=1` does.
 
     Raises:
         NotImplementedError: an option that we don't have, by its name.
@@ -283,29 +278,17 @@ class LLM:
         **vllm_options: Any,
     ):
         check_vllm_options(vllm_options)
-        if quantization not in (None, "gptq"):
-            raise NotImplementedError(
-                f"quantization={quantization!r} is not supported, only 'gptq'"
-            )
+        _check_options(quantization, enforce_eager)
         self.model_config = ModelConfig(
             str(EMBEDDED_MODEL if model is None else model),
-            tokenizer,
-            tokenizer_mode,
-            trust_remote_code,
-            dtype,
-            max_model_len,
-            seed,
+            *(tokenizer, tokenizer_mode, trust_remote_code, dtype, max_model_len, seed),
         )
         cache_config = CacheConfig(
-            block_size,
-            gpu_memory_utilization,
-            swap_space,
-            enable_prefix_caching,
+            *(block_size, gpu_memory_utilization, swap_space, enable_prefix_caching),
             num_gpu_blocks_override,
         )
         scheduler_config = SchedulerConfig(
-            max_num_batched_tokens,
-            max_num_seqs,
+            *(max_num_batched_tokens, max_num_seqs),
             enable_chunked_prefill=enable_chunked_prefill,
             preemption_mode=preemption_mode,
         )
@@ -545,6 +528,15 @@ class LLM:
             finally:
                 self._forget(ids)
         return [state.output() for state in states]
+
+
+def _check_options(quantization: str | None, enforce_eager: bool) -> None:
+    if quantization not in (None, "gptq"):
+        raise NotImplementedError(
+            f"quantization={quantization!r} is not supported, only 'gptq'"
+        )
+    if type(enforce_eager) is not bool:
+        raise TypeError(f"enforce_eager must be True or False, got {enforce_eager!r}")
 
 
 def _usual_device() -> AbstractContextManager:

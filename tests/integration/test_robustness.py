@@ -294,7 +294,7 @@ def test_the_pool_on_a_cpu_holds_one_sequence_of_full_length(llm, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "folovllm_lite.llm._pool_bytes",
-        lambda config, longest, device: asked.append(longest) or gib,
+        lambda config, longest, device, needed: asked.append(longest) or gib,
     )
     made = LLM(llm.model_config.model, device="cpu", max_model_len=100, block_size=16)
     cache = made.llm_engine.runner.cache
