@@ -67,3 +67,8 @@ def test_sizes():
     assert graph_sizes(40) == [1, 2, 4, 8, 16, 32, 40]
     assert graph_sizes(256)[-3:] == [224, 240, 256]
     assert graph_sizes(4000)[-1] == 512
+
+
+@without_a_gpu
+def test_what_tests_gpu_asks_of_graphs_can_be_executed():
+    assert len(pretended_gpu.judge("bodies")) == 3
