@@ -11,21 +11,19 @@ from torch import Tensor
 from folovllm_lite.attention import attention
 from folovllm_lite.checks.attention_suite import expect_close
 from folovllm_lite.checks.harness import Suite, expect, fail
-from folovllm_lite.flash import FlashContext
-from folovllm_lite.paged import PagedKVCache, Segment
+from folovllm_lite.paged import PagedContext, PagedKVCache, Segment
 
-_SUITE = Suite(SimpleNamespace(context=FlashContext), inside=torch.no_grad)
-
-
-def contexts(context: Callable) -> None:
+_SUITE = contexts = Suite(
+    SimpleNamespace(context=PagedContext),
     """Judge a class of attention contexts over the pool, as PagedContext is one.
 
     The contract: `context(cache, positions, slots, segments)` is made for one step, and
     `attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D])` stores k and v in the
     step's slots of the pool, then attends and returns [T, Hq, D]. What was never
-    written is NaN here. Raises CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(context=context)
+    written is NaN here.
+    """,
+    inside=torch.no_grad,
+)
 
 
 class Step:

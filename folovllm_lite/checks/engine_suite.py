@@ -12,8 +12,9 @@ import torch
 
 from folovllm_lite import engine as package
 from folovllm_lite.block_manager import BlockManager
-from folovllm_lite.checks.generation_suite import _Letters, _model
+from folovllm_lite.checks.generation_suite import _model
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
+from folovllm_lite.checks.tiny import Letters
 from folovllm_lite.config import SchedulerConfig
 from folovllm_lite.generation import generate
 from folovllm_lite.outputs import RequestOutput
@@ -161,7 +162,7 @@ def _made(
     share, turns = (chunk, decodes_first) if chunked else (whole, as_they_came)
     scheduler = Scheduler(config, memory, share=share, turns=turns)
     return p.LLMEngine(
-        model, _Letters(), scheduler, runner, eos_token_ids=eos, seed=seed
+        model, Letters(), scheduler, runner, eos_token_ids=eos, seed=seed
     )
 
 
@@ -173,9 +174,7 @@ def _asked(**params: Any) -> SamplingParams:
 def _oracle(prompt: tuple[int, ...], eos: tuple[int, ...], **params: Any) -> Any:
     model = _model()
     model.since()
-    return generate(
-        model, _Letters(), list(prompt), _asked(**params), eos_token_ids=eos
-    )
+    return generate(model, Letters(), list(prompt), _asked(**params), eos_token_ids=eos)
 
 
 def _wanted(prompt: list[int], eos: tuple[int, ...] = (), **params: Any) -> list:

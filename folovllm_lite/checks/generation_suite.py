@@ -13,7 +13,7 @@ from torch import Tensor
 from folovllm_lite import generation as package
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail, plain
-from folovllm_lite.checks.tiny import tiny_config
+from folovllm_lite.checks.tiny import Letters, tiny_config
 from folovllm_lite.processor import TokenTexts
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
 from folovllm_lite.request import Request, SequenceStatus
@@ -36,24 +36,7 @@ _NEAR = 1e-3
 _TOO_MANY = 200  # forward passes: no property needs half of them
 
 
-# ----- a model and a tokenizer that cost nothing, and what they should generate
-
-
-class _Letters:
-    """A tokenizer: 0 and 1 are special tokens, 2 to 27 the letters a to z."""
-
-    all_special_ids = [0, 1]
-
-    def convert_ids_to_tokens(self, token_id: int) -> str:
-        """The text of a token."""
-        return ("<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz")[token_id]
-
-    def decode(self, ids: Any, skip_special_tokens: bool = False, **others: Any) -> str:
-        """The texts of tokens, one after another."""
-        ids = [ids] if isinstance(ids, int) else ids
-        special = self.all_special_ids if skip_special_tokens else []
-        kept = [i for i in ids if i not in special]
-        return "".join(map(self.convert_ids_to_tokens, kept))
+# ----- a model that costs nothing, and what it should generate
 
 
 class _Model(Qwen3):
@@ -176,7 +159,7 @@ def _job(
     **options: Any,
 ) -> Any:
     request = Request("r", "text", prompt, params, arrival_time)
-    texts = TokenTexts(_Letters())
+    texts = TokenTexts(Letters())
     return p.Generation(_model(), texts, request, **options)
 
 
@@ -215,7 +198,7 @@ def _both(
         asked = SamplingParams(**params)
         _model().since()
         if name == "generate":
-            made = p.generate(_model(), _Letters(), list(prompt), asked, **options)
+            made = p.generate(_model(), Letters(), list(prompt), asked, **options)
         else:
             job = _job(p, list(prompt), asked, **options)
             list(_steps(job))
@@ -332,7 +315,7 @@ def _stop_token(p: SimpleNamespace) -> None:
         for given, output in _both(p, _PROMPT, **params):
             got = output.outputs[0]
             expect(f"{given}: token_ids", got.token_ids, tokens)
-            text = _Letters().decode(tokens[:-1], skip_special_tokens=True)
+            text = Letters().decode(tokens[:-1], skip_special_tokens=True)
             expect(f"{given}: text", got.text, text)
             reasons = [got.finish_reason, got.stop_reason]
             wanted = ["stop", tokens[-1]]
@@ -348,7 +331,7 @@ def _stop_string(p: SimpleNamespace) -> None:
     before it.
     """
     tokens = list(_free()[:4])
-    text = _Letters().decode(tokens, skip_special_tokens=True)
+    text = Letters().decode(tokens, skip_special_tokens=True)
     stop = text[-2:]
     for given, output in _both(p, _PROMPT, temperature=0, max_tokens=12, stop=[stop]):
         got = output.outputs[0]
@@ -535,11 +518,11 @@ def _half(p: SimpleNamespace) -> None:
     model = _model(torch.bfloat16)
     model.since()
     asked = SamplingParams(temperature=0, max_tokens=3)
-    made = p.generate(model, _Letters(), list(_PROMPT), asked)
+    made = p.generate(model, Letters(), list(_PROMPT), asked)
     given = f"a model in bfloat16, {_PROMPT}, max_tokens=3: how many tokens"
     expect(given, len(made.outputs[0].token_ids), 3)
     request = Request("r", None, _PROMPT, asked)
-    job = p.Generation(model, TokenTexts(_Letters()), request)
+    job = p.Generation(model, TokenTexts(Letters()), request)
     list(_steps(job))
     expect(f"Generation, {given}", len(job.output().outputs[0].token_ids), 3)
 
@@ -611,7 +594,7 @@ def _expect_found(
         said = found[each]
         _close(f"{given}[{each}].logprob", [said.logprob], [float(scores[each])])
         got = [said.rank, said.decoded_token]
-        wanted = [order.index(each) + 1, _Letters().decode(each)]
+        wanted = [order.index(each) + 1, Letters().decode(each)]
         expect(f"{given}[{each}]: rank, decoded_token", got, wanted)
 
 
@@ -716,7 +699,7 @@ def _iterates(p: SimpleNamespace) -> None:
         seen.append([len(o.token_ids) for o in output.outputs])
     given = f"for output in Generation of {_PROMPT}, n=2, seed=5, max_tokens=4"
     expect(f"{given}: how many tokens", seen, [[k, k] for k in range(1, 5)])
-    whole = p.generate(_model(), _Letters(), list(_PROMPT), params)
+    whole = p.generate(_model(), Letters(), list(_PROMPT), params)
     for name in ("token_ids", "text", "finish_reason"):
         got = [getattr(o, name) for o in output.outputs]
         wanted = [getattr(o, name) for o in whole.outputs]
@@ -737,7 +720,7 @@ def _times(p: SimpleNamespace) -> None:
     there = [t.finished_time is not None for t in times]
     expect(f"{given}: finished_time is there", there, [False, False, False, True])
     asked = SamplingParams(seed=5, max_tokens=3)
-    t = p.generate(_model(), _Letters(), list(_PROMPT), asked).metrics
+    t = p.generate(_model(), Letters(), list(_PROMPT), asked).metrics
     if not t.arrival_time <= t.first_token_time <= t.finished_time:
         given = f"generate({_PROMPT}, max_tokens=3).metrics"
         fail(given, t, "arrival_time <= first_token_time <= finished_time")
@@ -747,7 +730,7 @@ def _times(p: SimpleNamespace) -> None:
 def _left_alone(p: SimpleNamespace) -> None:
     """The caller's prompt and parameters stay as they were."""
     prompt, asked = list(_PROMPT), SamplingParams(max_tokens=None, n=2, seed=1)
-    p.generate(_model(), _Letters(), prompt, asked)
+    p.generate(_model(), Letters(), prompt, asked)
     list(_steps(_job(p, prompt, asked)))
     expect(f"{_PROMPT}, max_tokens=None: the prompt afterwards", prompt, _PROMPT)
     expect("max_tokens=None: afterwards", asked.max_tokens, None)
@@ -762,7 +745,7 @@ def _state(
 ) -> Any:
     """The state of a request with the prompt [5, 9] that arrived at 5.0 and runs."""
     request = Request("r", "dh", [5, 9], SamplingParams(**params), 5.0)
-    texts, cpu = TokenTexts(_Letters()), torch.device("cpu")
+    texts, cpu = TokenTexts(Letters()), torch.device("cpu")
     state = p.RequestState(request, texts, eos, limit, cpu)
     for sequence in request.get_seqs():
         sequence.move_to(SequenceStatus.RUNNING)
@@ -958,7 +941,7 @@ def _state_scores(p: SimpleNamespace) -> None:
     logits = _logits(*prompt)[:-1]
     for pieces in ((3,), (1, 2), (1, 1, 1)):
         request = Request("r", None, prompt, SamplingParams(prompt_logprobs=1))
-        texts, cpu = TokenTexts(_Letters()), torch.device("cpu")
+        texts, cpu = TokenTexts(Letters()), torch.device("cpu")
         state = p.RequestState(request, texts, (), _LIMIT, cpu)
         for part in logits.split(pieces):
             state.score_prompt(part)

@@ -57,14 +57,15 @@ class Suite:
     `checks.sampler(module)` all of a module, and so does a dict of names.
 
     Args:
-        module: where a piece comes from that isn't given.
+        module: where a piece comes from that isn't given; a namespace where the package
+            has several of its kind.
         about: what is judged, and by which contract; becomes its docstring.
         inside: makes the context in which every property runs.
     """
 
     def __init__(
         self,
-        module: ModuleType,
+        module: ModuleType | SimpleNamespace,
         about: str = "",
         inside: Callable[[], AbstractContextManager] = nullcontext,
     ):
@@ -93,7 +94,8 @@ class Suite:
         """Judge pieces by every property that is about them, and print a line for each.
 
         Args:
-            pieces: a module or a mapping that holds pieces under the package's names.
+            pieces: a module or a mapping that holds pieces under the package's names;
+                or the piece itself, where all properties are about one.
             named: single pieces by those names. What is given neither way is the
                 package's own.
 
@@ -137,6 +139,8 @@ class Suite:
         if isinstance(pieces, Mapping):
             return dict(pieces)
         known = self.judges()
+        if callable(pieces) and len(known) == 1:
+            return dict.fromkeys(known, pieces)
         return {name: getattr(pieces, name) for name in known if hasattr(pieces, name)}
 
 

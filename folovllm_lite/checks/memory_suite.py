@@ -5,24 +5,22 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
-from folovllm_lite import scheduler as package
+from folovllm_lite.block_manager import BlockManager
 from folovllm_lite.checks.harness import Suite, expect, fail
 from folovllm_lite.request import Sequence, SequenceData
 from folovllm_lite.sampling_params import SamplingParams
 
-_SUITE = Suite(package)
-_MOST = 64  # sequences: no judged memory has room for more
-
-
-def memory(**named: Any) -> None:
+_SUITE = memory = Suite(
+    SimpleNamespace(Memory=lambda: BlockManager(6, 2, num_swap_blocks=6)),
     """Judge a Memory of `folovllm_lite.scheduler`: rows, blocks, or another.
 
     `checks.memory(Memory=lambda: Rows(3, 8))`: what is called makes a new memory each
     time, with room for two sequences of 6 tokens, and for 64 at most. How it keeps what
     it keeps is its own affair, so what only some can do (swap, share) may be answered
-    with no. Raises CheckFailed at the end if a property doesn't hold.
-    """
-    _SUITE.run(**named)
+    with no.
+    """,
+)
+_MOST = 64  # sequences: no judged memory has room for more
 
 
 def _seq(tokens: Iterable[int], name: str = "a", **params: Any) -> Sequence:

@@ -10,6 +10,7 @@ from typing import Any
 
 from folovllm_lite import processor as package
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
+from folovllm_lite.checks.tiny import Letters
 from folovllm_lite.outputs import Logprob
 from folovllm_lite.sampling_params import SamplingParams
 
@@ -39,37 +40,6 @@ _SUITE = processor = _Processor(
 
 
 # ----- tokenizers that are small enough to see through
-
-
-class _Letters:
-    """Knows a to e as 1 to 5; `encode` puts the special token <s>, 0, in front."""
-
-    chat_template = "<s>role:content;... assistant:"
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        marks = text.split("<s>")
-        ids = [[1 + "abcde".find(c) for c in mark if c in "abcde"] for mark in marks]
-        joined = ids[0] + [i for part in ids[1:] for i in (0, *part)]
-        return [0, *joined] if add_special_tokens else joined
-
-    def apply_chat_template(
-        self,
-        messages: list,
-        tokenize: bool = True,
-        add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
-        **more: Any,
-    ) -> Any:
-        if messages[0]["role"] == "nobody":
-            raise RuntimeError("no such role")  # as raise_exception of a template does
-        text = "<s>" + "".join(f"{m['role']}:{m['content']};" for m in messages)
-        if continue_final_message:
-            text = text.removesuffix(";")
-        text += "assistant:" if add_generation_prompt else ""
-        text += "".join(f" {name}={more[name]}" for name in sorted(more))
-        calls = [call for m in messages for call in m.get("tool_calls") or ()]
-        text += "".join(f" call {c['function']['arguments']}" for c in calls)
-        return self.encode(text, add_special_tokens=False) if tokenize else text
 
 
 class _Pieces:
@@ -156,8 +126,13 @@ def _streams(count: int, letters: str = "aé从🙂�\n") -> Iterator[list[byte
 # ----- InputProcessor
 
 
+def _letters() -> Letters:
+    """<s> is 0, and a to e are 1 to 5."""
+    return Letters("abcde", special=("<s>",))
+
+
 def _input(p: SimpleNamespace, tokenizer: Any = None, limit: int = 8) -> Any:
-    return p.InputProcessor(tokenizer or _Letters(), 6, limit)
+    return p.InputProcessor(tokenizer or _letters(), 6, limit)
 
 
 @_SUITE.property(
@@ -269,7 +244,7 @@ def _no_chat(p: SimpleNamespace) -> None:
     ):
         call = lambda messages=messages: given.chat(messages)  # noqa: E731
         expect_error(f"chat({messages!r})", call, error)
-    bare = _Letters()
+    bare = _letters()
     bare.chat_template = None
     call = lambda: _input(p, bare).chat([good])  # noqa: E731
     expect_error("a tokenizer without chat template", call, ValueError)

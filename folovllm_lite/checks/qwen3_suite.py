@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from folovllm_lite import qwen3 as package
 from folovllm_lite.checks.attention_suite import expect_close
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
+from folovllm_lite.checks.tiny import tiny_config
 
 
 @contextmanager
@@ -47,23 +48,16 @@ _SUITE = qwen3 = Suite(
 # ----- a reference that shares nothing with the package, in float64
 
 # Every size differs from every other, and eps is large enough to be seen.
-_CONFIG = package.Qwen3Config(
+_CONFIG = tiny_config(
     vocab_size=11,
     hidden_size=6,
     intermediate_size=10,
     num_layers=2,
     num_heads=4,
     num_kv_heads=2,
-    head_dim=4,
     rms_norm_eps=0.05,
     rope_theta=100.0,
-    rope_scaling=None,
     max_position_embeddings=2048,
-    tie_word_embeddings=False,
-    qkv_bias=False,
-    o_bias=False,
-    mlp_bias=False,
-    qk_norm=True,
 )
 _QWEN2 = replace(_CONFIG, qk_norm=False, qkv_bias=True)
 _LLAMA = replace(_CONFIG, qk_norm=False)

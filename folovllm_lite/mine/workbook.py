@@ -10,6 +10,7 @@ import ast
 import copy
 import json
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 
 from folovllm_lite import lab
@@ -133,11 +134,12 @@ def _check(notebook: dict, index: int, module: str, names: list[str]) -> dict:
     from folovllm_lite import checks
     from folovllm_lite.mine.judge import CONTEXTS, Suite
 
+    home = import_module(f"folovllm_lite.{module}")
     there = [name for name, end in _ends(notebook, module).items() if end <= index]
     suites = {
         name: suite.judges()
         for name, suite in vars(checks).items()
-        if isinstance(suite, Suite) and suite.module.__name__.endswith(f".{module}")
+        if isinstance(suite, Suite) and suite.module is home
     }
     calls: list[str] = []
     for asked in (names, there):

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import nbformat
-import pytest
-
 from tests.browser import test_lab
-from tests.browser.test_lab import lab, page, run_all  # noqa: F401  (fixtures)
-from tests.notebooks.course import METADATA
+from tests.browser.test_lab import explorer, lab, page, shows  # noqa: F401  (fixtures)
 
 pytestmark = test_lab.pytestmark
 
 CODE = "from folovllm_lite import widgets\nwidgets.BlockExplorer()"
 
 
-@pytest.fixture
-def explorer(lab, page):  # noqa: F811
-    cell = nbformat.v4.new_code_cell(CODE, id="explorer")
-    made = dict(nbformat.v4.new_notebook(cells=[dict(cell)], metadata=METADATA))
-    run_all(page, lab(made), 1)
-    box = page.locator(".folo-explorer").first
-    box.locator("svg").wait_for(timeout=60_000)
-    box.scroll_into_view_if_needed()
-    return box
-
-
-def shows(explorer, words: str) -> None:
-    """Wait until the picture says something."""
-    explorer.locator("svg").get_by_text(words).first.wait_for(timeout=10_000)
-
-
-def test_step_through_a_pool_with_the_keyboard(explorer):
+def test_step_through_a_pool_with_the_keyboard(explorer):  # noqa: F811
     shows(explorer, "after step 1 of")
     handles = explorer.locator(".noUi-handle")
     step, blocks, _, completions, _ = (handles.nth(i) for i in range(5))

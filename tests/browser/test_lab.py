@@ -16,9 +16,10 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 
-from tests.notebooks.course import NOTEBOOKS, ROOT, read
+from tests.notebooks.course import METADATA, NOTEBOOKS, ROOT, read
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
@@ -162,6 +163,28 @@ def run_all(page, url: str, cells: int) -> None:
             return
         page.wait_for_timeout(300)
     pytest.fail(f"not all of {cells} cells were run in {RUN_SECONDS} s: {texts}")
+
+
+@pytest.fixture
+def explorer(lab, page, request):
+    """What the CODE of the test's module shows, run and in view."""
+    cell = nbformat.v4.new_code_cell(request.module.CODE, id="explorer")
+    made = dict(nbformat.v4.new_notebook(cells=[dict(cell)], metadata=METADATA))
+    run_all(page, lab(made), 1)
+    box = page.locator(".folo-explorer").first
+    box.locator("svg").wait_for(timeout=60_000)
+    box.scroll_into_view_if_needed()
+    return box
+
+
+def shows(explorer, words: str) -> None:
+    """Wait until the picture says something."""
+    explorer.locator("svg").get_by_text(words).first.wait_for(timeout=10_000)
+
+
+def says(explorer, words: str) -> None:
+    """Wait until the line below the dials says something."""
+    explorer.locator("[aria-live]").get_by_text(words).wait_for(timeout=10_000)
 
 
 def figure_sizes(page) -> list[tuple[float, float]]:

@@ -4,15 +4,13 @@ A mutant is the package's module with one mistake that somebody could make, or h
 Each has to turn the line red that is about it, and not just any.
 """
 
-import inspect
-
 import pytest
 import torch
 
 from folovllm_lite import checks
 from folovllm_lite import engine as module
-from folovllm_lite.checks.engine_suite import _SUITE
 from folovllm_lite.engine import LLMEngine
+from tests.checks.mutants import mutant, names_of, refuse
 
 
 @pytest.fixture(autouse=True)
@@ -253,46 +251,17 @@ MUTANTS = {
 }  # fmt: skip
 
 
-def mutant(*edits: tuple[str, str]) -> dict:
-    """The engine of the package's module after edits of its source."""
-    source = inspect.getsource(module)
-    for old, new in edits:
-        assert source.count(old) == 1, f"{old!r} stands there {source.count(old)} times"
-        source = source.replace(old, new)
-    names = {"__name__": "mutant"}
-    exec(compile(source, "mutant.py", "exec"), names)
-    return {"LLMEngine": names["LLMEngine"]}
-
-
-def red(out: str) -> list[str]:
-    """The properties' names of the red lines."""
-    sentences = {each.sentence: each.holds.__name__ for each in _SUITE.properties}
-    return [sentences[x[2:]] for x in out.splitlines() if x.startswith("✗ ")]
-
-
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_suite_rejects(name, capsys):
     wanted, *edits = MUTANTS[name]
     if isinstance(edits[0], str):
         edits = [tuple(edits)]
-    with pytest.raises(checks.CheckFailed, match="don't hold"):
-        checks.engine(mutant(*edits))
-    out = capsys.readouterr().out
-    assert wanted in red(out)
-    assert "hint:" in out and "Traceback" not in out
-    assert "AttributeError" not in out, "rejected by accident, not for its mistake"
+    refuse(checks.engine, mutant(module, *edits), wanted, capsys)
 
 
 def test_every_property_has_a_mutant_of_its_own():
     """Without one nobody knows if the line can turn red."""
-    named = {wanted for wanted, *_ in MUTANTS.values()}
-    assert {each.holds.__name__ for each in _SUITE.properties} == named
-
-
-def test_names_of_properties_are_unique():
-    """Two of one name hide each other's mutants."""
-    names = [each.holds.__name__ for each in _SUITE.properties]
-    assert len(set(names)) == len(names)
+    assert names_of(checks.engine) == {wanted for wanted, *_ in MUTANTS.values()}
 
 
 # ----- other right answers
