@@ -28,6 +28,7 @@ from folovllm_lite.viz.transformer import (
     draw_rotations,
     draw_transformer,
 )
+from folovllm_lite.viz.tree import draw_generation
 
 __all__ = [
     "BLUE",
@@ -46,6 +47,7 @@ __all__ = [
     "course_map",
     "draw_attention",
     "draw_file",
+    "draw_generation",
     "draw_groups",
     "draw_hessian",
     "draw_levels",

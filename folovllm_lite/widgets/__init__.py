@@ -6,6 +6,8 @@ What the sampling explorer shows is computed by `explore` and drawn by
 answers, on the repository's page for instance, a widget is the picture of its state.
 """
 
+from folovllm_lite.viz.tree import branches, draw_generation, removals
+from folovllm_lite.viz.words import label
 from folovllm_lite.widgets.blocks import (
     BlockExplorer,
     PoolStep,
@@ -41,16 +43,14 @@ from folovllm_lite.widgets.schedule import (
     run_static,
 )
 from folovllm_lite.widgets.schedule_picture import draw_schedule, schedule_text
+from folovllm_lite.widgets.transcript import transcript
 from folovllm_lite.widgets.tree import (
     Choice,
     Fate,
     GenerationTree,
     Node,
-    branches,
     fate_of,
 )
-from folovllm_lite.widgets.tree_picture import draw_generation, removals, transcript
-from folovllm_lite.widgets.words import label
 from folovllm_lite.widgets.writing import write
 
 __all__ = [

@@ -7,6 +7,8 @@ from typing import Any
 from folovllm_lite import viz
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.viz.tree import branches, draw_generation
+from folovllm_lite.viz.words import label, share_words
 from folovllm_lite.widgets.dials import (
     WAITS,
     beside,
@@ -17,9 +19,7 @@ from folovllm_lite.widgets.dials import (
     sliders_of,
     spoken,
 )
-from folovllm_lite.widgets.tree import GenerationTree, Node, branches
-from folovllm_lite.widgets.tree_picture import draw_generation
-from folovllm_lite.widgets.words import label, share_words
+from folovllm_lite.widgets.tree import GenerationTree, Node
 
 
 class GenerationExplorer:

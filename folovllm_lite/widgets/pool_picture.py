@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from folovllm_lite import viz
+from folovllm_lite.viz.canvas import MUTED, WIDTH, Canvas
 from folovllm_lite.viz.paged_kv_cache import OWNERS
-from folovllm_lite.widgets.canvas import MUTED, WIDTH, Canvas
 
 _COLUMNS, _GAP = 8, 10  # blocks in a row, and pixels between them
 _BLOCK = (WIDTH - 20 - (_COLUMNS - 1) * _GAP) / _COLUMNS

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from folovllm_lite import viz
 from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.viz.tree import draw_generation
 from folovllm_lite.widgets.sampling import draw_exploration, explore, load_contexts
 from folovllm_lite.widgets.tree import GenerationTree
-from folovllm_lite.widgets.tree_picture import draw_generation
 
 # Tokens to take back, and the text that follows then.
 README_BRANCHES = (

@@ -17,7 +17,8 @@ from torch import Tensor
 from folovllm_lite import viz
 from folovllm_lite.sampler import SamplingRow, filter_logits, sample
 from folovllm_lite.sampling_params import SamplingParams
-from folovllm_lite.widgets.canvas import HATCH, MUTED, Canvas
+from folovllm_lite.viz.canvas import HATCH, MUTED, Canvas
+from folovllm_lite.viz.words import cut, label, percent, plain
 from folovllm_lite.widgets.dials import (
     TOP_K,
     WAITS,
@@ -29,7 +30,6 @@ from folovllm_lite.widgets.dials import (
     sliders_of,
     spoken,
 )
-from folovllm_lite.widgets.words import cut, label, percent, plain
 
 _UNDRAWN = "Nothing drawn yet."
 

@@ -444,23 +444,3 @@ class GenerationTree:
         if self.texts.spelling:
             return ByteDetokenizer(self.texts, before, skip)
         return WindowDetokenizer(self.texts, before, skip, spaces)
-
-
-def branches(tree: GenerationTree) -> list[list[Node]]:
-    """Every branch from its fork (the first one from the root) to its end.
-
-    The first child of a node continues its branch, each other child begins one, which
-    comes after all that grew from the children before it.
-    """
-    found = []
-    starts = [tree.root]
-    while starts:
-        run, later = [starts.pop()], []
-        while run[-1].children:
-            first, *others = run[-1].children.values()
-            later.append(others)
-            run.append(first)
-        found.append(run)
-        # The deepest fork comes next; of its children the oldest.
-        starts += [child for others in later for child in reversed(others)]
-    return found

@@ -561,7 +561,7 @@ def test_the_transcript_ends_with_the_cache(parts):
 def test_the_columns_stand_below_each_other_in_chinese(parts):
     _, names, *rows, _ = told(parts, 5, "从前，有一个小女孩叫小红").splitlines()
     ends = {len(names)}
-    from folovllm_lite.widgets.words import columns
+    from folovllm_lite.viz.words import columns
 
     assert {columns(row) for row in rows} == ends
 

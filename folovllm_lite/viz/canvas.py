@@ -8,8 +8,7 @@ import html
 import zlib
 from collections.abc import Sequence
 
-from folovllm_lite import viz
-from folovllm_lite.viz.picture import visible
+from folovllm_lite.viz.picture import BLUE, INK, RED, visible
 
 WIDTH = 760  # of a picture, in pixels
 MUTED = "#52606d"
@@ -18,7 +17,7 @@ _MONO = "ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 
 # What stands on the page's own ground changes with the page; a label on a filled box
 # has the ink that fits the box, and no class.
-_CLASSES = {"white": "p", viz.INK: "i", MUTED: "m", viz.BLUE: "b", viz.RED: "r"}
+_CLASSES = {"white": "p", INK: "i", MUTED: "m", BLUE: "b", RED: "r"}
 _DARK = {"p": "#111", "i": "#e4e9ee", "m": "#a6b1bd", "b": "#7fb6de", "r": "#f0907c"}
 _STYLE = "".join(
     f':is([data-jp-theme-light="false"],.vscode-dark) .folo .{name}{{fill:{colour}}}'
@@ -38,7 +37,7 @@ class Canvas:
         y: float,
         words: str,
         size: float = 12,
-        ink: str = viz.INK,
+        ink: str = INK,
         anchor: str = "start",
         mono: bool = False,
         bold: bool = False,
@@ -98,7 +97,7 @@ class Canvas:
             f'<defs><pattern id="{hatch}" width="5" height="5" '
             'patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
             '<rect width="5" height="5" fill="white" class="p"/>'
-            f'<rect width="1.2" height="5" fill="{viz.RED}"/></pattern></defs>'
+            f'<rect width="1.2" height="5" fill="{RED}"/></pattern></defs>'
             f'<rect width="{WIDTH}" height="{height:g}" fill="white" class="p"/>'
             f"{body.replace(HATCH, f'url(#{hatch})')}</svg>"
         )

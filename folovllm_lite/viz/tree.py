@@ -1,30 +1,19 @@
-"""A generation tree as a picture, and a generation as a table."""
+"""A tree of generated texts (`widgets.GenerationTree`) as a picture, and as text."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from folovllm_lite import viz
-from folovllm_lite.qwen3 import Qwen3
-from folovllm_lite.sampling_params import SamplingParams
-from folovllm_lite.widgets.canvas import HATCH, MUTED, WIDTH, Canvas
-from folovllm_lite.widgets.tree import Fate, GenerationTree, Node, branches
-from folovllm_lite.widgets.words import (
-    columns,
-    cut,
-    label,
-    padded,
-    percent,
-    plain,
-    share_words,
-)
+from folovllm_lite.viz.canvas import HATCH, MUTED, WIDTH, Canvas
+from folovllm_lite.viz.configs import size
+from folovllm_lite.viz.picture import BLUE, GREY, INK, PALE, RED, Picture
+from folovllm_lite.viz.words import columns, cut, label, padded, percent, plain
 
 _LIGHT, _LIGHTER, _PALER = "#c3dbea", "#dcebf4", "#f1f4f7"
 _ROWS = 6  # branches drawn at most
 
 
-def removals(fate: Fate) -> str:
+def removals(fate: Any) -> str:
     """How many tokens each filter removed, in words."""
     if "greedy" in fate.removed:
         return "temperature 0: the likeliest token is taken"
@@ -32,92 +21,27 @@ def removals(fate: Fate) -> str:
     return ", ".join(f"{name} {n:,}" for name, n in counts.items() if n) or "nothing"
 
 
-def transcript(
-    model: Qwen3,
-    tokenizer: Any,
-    prompt: str | dict | list[int],
-    params: SamplingParams | None = None,
-    steps: int = 10,
-    *,
-    eos_token_ids: Sequence[int] = (),
-    seed: int = 0,
-    max_len: int | None = None,
-    alternatives: int = 3,
-) -> str:
-    """Generate, and tell each step in a line: what was taken, and instead of what.
+def branches(tree: Any) -> list[list[Any]]:
+    """Every branch from its fork (the first one from the root) to its end.
 
-    Percentages are whole. A token taken at a step isn't in the KV cache yet: the next
-    step stores it.
-
-    Args:
-        model: it and the others are as for `GenerationTree`.
-        tokenizer: its own.
-        prompt: text or ids.
-        params: how to sample.
-        steps: how many; fewer if the text ends or the cache is full.
-        eos_token_ids: tokens that end a text.
-        seed: of the draws, unless params have their own.
-        max_len: slots of the KV cache.
-        alternatives: of the likeliest other tokens, how many to name.
+    The first child of a node continues its branch, each other child begins one, which
+    comes after all that grew from the children before it.
     """
-    tree = GenerationTree(
-        model, tokenizer, prompt, params, eos_token_ids, seed, max_len
-    )
-    start, slots = len(tree.prompt_token_ids), tree.cache.max_len
-    tokens = "1 token" if start == 1 else f"{start} tokens"
-    head = ("step", "token", "model", "draw", "instead of", "left", "removed", "cached")
-    widths = (4, 14, 5, 4, 20 * alternatives - 2, 6, 44, 6)
-    rows: list[tuple[str, ...]] = []
-    end = ""
-    for step in range(1, steps + 1):
-        node, fate = tree.node, tree.fate()
-        try:
-            taken = tree.step()
-        except ValueError as error:
-            end = f"\n{error}"
-            break
-        found = {c.token_id: c for c in tree.candidates(node, alternatives + 1)}
-        mine = found.pop(taken.token_id)
-        others = [
-            f"{label(c.text)} {share_words(c.probability)}" for c in found.values()
-        ]
-        rows.append(
-            (
-                str(step),
-                label(taken.text),
-                share_words(mine.probability),
-                share_words(mine.chance),
-                "  ".join(cut(each, 18) for each in others[:alternatives]),
-                f"{fate.left:,}",
-                removals(fate),
-                str(node.cached),
-            )
-        )
-        if taken.ended:
-            end = f"\n{label(taken.text)} ends the text"
-            break
-    table = [head, *rows]
-    widths = [
-        min(width, max(columns(row[i]) for row in table))
-        for i, width in enumerate(widths)
-    ]
-    right = (0, 2, 3, 5, 7)
-    lines = [
-        "  ".join(padded(row[i], widths[i], i in right) for i in range(8)).rstrip()
-        for row in table
-    ]
-    return (
-        "\n".join(
-            [
-                f"prompt: {plain(tree.prompt)} ({tokens}; KV cache of {slots} slots)",
-                *lines,
-            ]
-        )
-        + f"{end}\ntext: {plain(tree.text)}"
-    )
+    found = []
+    starts = [tree.root]
+    while starts:
+        run, later = [starts.pop()], []
+        while run[-1].children:
+            first, *others = run[-1].children.values()
+            later.append(others)
+            run.append(first)
+        found.append(run)
+        # The deepest fork comes next; of its children the oldest.
+        starts += [child for others in later for child in reversed(others)]
+    return found
 
 
-def draw_generation(tree: GenerationTree) -> viz.Picture:
+def draw_generation(tree: Any) -> Picture:
     """The text, what may follow it, the branches of the tree, and the KV cache.
 
     Percentages are whole, so that the picture is the same on every processor.
@@ -127,7 +51,7 @@ def draw_generation(tree: GenerationTree) -> viz.Picture:
     for part in (_draw_text, _draw_candidates, _draw_branches, _draw_cache):
         y = part(tree, canvas, lines, y) + 30
         lines.append("")
-    return viz.Picture(canvas.svg(y - 30 + 12), "\n".join(lines[:-1]))
+    return Picture(canvas.svg(y - 30 + 12), "\n".join(lines[:-1]))
 
 
 def _title(canvas: Canvas, y: float, title: str, rest: str) -> None:
@@ -135,9 +59,7 @@ def _title(canvas: Canvas, y: float, title: str, rest: str) -> None:
     canvas.text(WIDTH - 10, y, rest, 11, MUTED, "end")
 
 
-def _draw_text(
-    tree: GenerationTree, canvas: Canvas, lines: list[str], y: float
-) -> float:
+def _draw_text(tree: Any, canvas: Canvas, lines: list[str], y: float) -> float:
     """The text in its tokens, the newest in full colour."""
     start, made = len(tree.prompt_token_ids), len(tree.path) - 1
     counts = f"{start} tokens of the prompt, {made} generated"
@@ -174,10 +96,10 @@ def _draw_text(
     newest = len(tree.pieces) - 1
     for row in rows:
         for x, width, words, i in row:
-            fill = (viz.PALE, _PALER)[i % 2] if i < start else (_LIGHT, _LIGHTER)[i % 2]
+            fill = (PALE, _PALER)[i % 2] if i < start else (_LIGHT, _LIGHTER)[i % 2]
             new = i == newest and i >= start
-            canvas.box(x, y - 11, width, 22, viz.BLUE if new else fill)
-            ink = "white" if new else viz.INK
+            canvas.box(x, y - 11, width, 22, BLUE if new else fill)
+            ink = "white" if new else INK
             # HTML runs spaces together, unless they don't break.
             words = words.replace(" ", "\u00a0")
             canvas.text(x + 1, y, words, size, ink, mono=True, on_box=True)
@@ -185,9 +107,7 @@ def _draw_text(
     return y - 24 + 11
 
 
-def _draw_candidates(
-    tree: GenerationTree, canvas: Canvas, lines: list[str], y: float
-) -> float:
+def _draw_candidates(tree: Any, canvas: Canvas, lines: list[str], y: float) -> float:
     """A row for each candidate: what the model gives it, and its chance in the draw."""
     if tree.node.logits is None:
         _title(canvas, y, "What may follow", "the text has ended")
@@ -206,7 +126,7 @@ def _draw_candidates(
     for x, name in ((196, "the model gives"), (478, "in the draw")):
         canvas.text(x, y, name, 11, MUTED)
     if any(c.token_id in tree.node.children for c in found):
-        canvas.dot(14, y, 3.5, viz.BLUE, viz.BLUE)
+        canvas.dot(14, y, 3.5, BLUE, BLUE)
         canvas.text(24, y, "in the tree already", 11, MUTED)
     for c in found:
         y += 22
@@ -222,18 +142,18 @@ def _draw_candidates(
             f"{fate_words}{'   taken already' if taken else ''}"
         )
         if taken:
-            canvas.dot(14, y, 3.5, viz.BLUE, viz.BLUE)
+            canvas.dot(14, y, 3.5, BLUE, BLUE)
         canvas.text(52, y, str(c.rank), 11, MUTED, "end")
         canvas.text(62, y, name, 13, mono=True, bold=taken)
-        canvas.line([(192, y - 11), (192, y + 11)], viz.GREY)
-        canvas.line([(474, y - 11), (474, y + 11)], viz.GREY)
-        looks = (HATCH, viz.RED) if c.cut_by else (viz.GREY, None)
+        canvas.line([(192, y - 11), (192, y + 11)], GREY)
+        canvas.line([(474, y - 11), (474, y + 11)], GREY)
+        looks = (HATCH, RED) if c.cut_by else (GREY, None)
         if model:
             canvas.box(192, y - 7, 220 * model, 14, *looks, 0)
         canvas.text(198 + 220 * model, y, percent(model), 11)
         if chance:
-            canvas.box(474, y - 7, 220 * chance, 14, viz.BLUE, None, 0)
-        ink = viz.RED if c.cut_by else viz.BLUE
+            canvas.box(474, y - 7, 220 * chance, 14, BLUE, None, 0)
+        ink = RED if c.cut_by else BLUE
         canvas.text(480 + 220 * chance, y, fate_words, 11, ink)
     others = V - len(found)
     if others:
@@ -259,7 +179,7 @@ class _Cell:
     x: float = 0.0
 
 
-def _shown_branches(tree: GenerationTree) -> list[list[Node]]:
+def _shown_branches(tree: Any) -> list[list[Any]]:
     """At most `_ROWS` of them: those on the path first, then the oldest, in order."""
     every = branches(tree)
     path = set(tree.path)
@@ -272,7 +192,7 @@ def _shown_branches(tree: GenerationTree) -> list[list[Node]]:
     return [run for i, run in enumerate(every) if i in keep]
 
 
-def _cells(tree: GenerationTree, runs: list[list[Node]], room: float) -> list[_Cell]:
+def _cells(tree: Any, runs: list[list[Any]], room: float) -> list[_Cell]:
     """Place the depths side by side; where they don't fit, labels become dots.
 
     The first to lose their labels are far from where the tree is; forks, ends and the
@@ -315,9 +235,7 @@ def _cells(tree: GenerationTree, runs: list[list[Node]], room: float) -> list[_C
         dotted.add(order.pop(0))
 
 
-def _draw_branches(
-    tree: GenerationTree, canvas: Canvas, lines: list[str], y: float
-) -> float:
+def _draw_branches(tree: Any, canvas: Canvas, lines: list[str], y: float) -> float:
     """Each branch in a line, hanging below the token that it forks from."""
     every, runs, path = branches(tree), _shown_branches(tree), set(tree.path)
     hidden = len(every) - len(runs)
@@ -332,12 +250,12 @@ def _draw_branches(
     for run in runs:
         _write_branch(tree, run, lines)
         before = run[0].parent
-        folds: dict[int, list[Node]] = {}
+        folds: dict[int, list[Any]] = {}
         for node in run:
             cell = cells[node.depth]
             if cell.kind == "fold":
                 folds.setdefault(id(cell), []).append(node)
-            at, ink = level[node], viz.BLUE if node in path else viz.GREY
+            at, ink = level[node], BLUE if node in path else GREY
             if before is not None and before in level:
                 other = cells[before.depth]
                 right, top = other.x + other.width, level[before]
@@ -358,7 +276,7 @@ def _draw_branches(
         for nodes in folds.values():
             cell = cells[nodes[0].depth]
             on = any(node in path for node in nodes)
-            ink = viz.BLUE if on else viz.GREY
+            ink = BLUE if on else GREY
             canvas.box(cell.x, level[nodes[0]] - 8, 30, 16, "white", ink, 8)
             words = f"+{len(nodes)}"
             middle = cell.x + 15
@@ -367,24 +285,24 @@ def _draw_branches(
 
 
 def _chip(
-    canvas: Canvas, tree: GenerationTree, node: Node, cell: _Cell, y: float, on: bool
+    canvas: Canvas, tree: Any, node: Any, cell: _Cell, y: float, on: bool
 ) -> None:
     name = cut(label(node.text), 14)
     width = columns(name) * 7.3 + 8
     if node is tree.node:
-        fill, edge, ink = viz.BLUE, viz.BLUE, "white"
+        fill, edge, ink = BLUE, BLUE, "white"
     elif on:
-        fill, edge, ink = _LIGHT, _LIGHT, viz.INK
+        fill, edge, ink = _LIGHT, _LIGHT, INK
     else:
-        fill, edge, ink = "white", viz.GREY, MUTED
+        fill, edge, ink = "white", GREY, MUTED
     canvas.box(cell.x, y - 10, width, 20, fill, edge)
     if width < cell.width and node.children:  # the column is wider than this chip
-        ink_ = viz.BLUE if on and node is not tree.node else viz.GREY
+        ink_ = BLUE if on and node is not tree.node else GREY
         canvas.line([(cell.x + width, y), (cell.x + cell.width, y)], ink_)
     canvas.text(cell.x + 4, y, name, 12, ink, mono=True, on_box=on)
 
 
-def _write_branch(tree: GenerationTree, run: list[Node], lines: list[str]) -> None:
+def _write_branch(tree: Any, run: list[Any], lines: list[str]) -> None:
     here = "→" if tree.node in run else " "
     names = " ".join(label(node.text) for node in run)
     if run[0].parent is None:
@@ -396,12 +314,10 @@ def _write_branch(tree: GenerationTree, run: list[Node], lines: list[str]) -> No
         lines.append(f"{here} after {after}: {names}")
 
 
-def _draw_cache(
-    tree: GenerationTree, canvas: Canvas, lines: list[str], y: float
-) -> float:
+def _draw_cache(tree: Any, canvas: Canvas, lines: list[str], y: float) -> float:
     """A square for each slot."""
     slots, cache = tree.stored, tree.cache
-    per_token = viz.size(cache.nbytes // cache.max_len)
+    per_token = size(cache.nbytes // cache.max_len)
     words = (
         f"{cache.length} of {cache.max_len} slots hold a token of the text, "
         f"{per_token} each; the model has run {tree.ran} tokens"
@@ -410,9 +326,9 @@ def _draw_cache(
     marks = {"prompt": "■", "generated": "▣", "left behind": "▨", "free": "·"}
     lines.append(f"the KV cache: {words}")
     looks = {
-        "prompt": (viz.GREY, viz.GREY),
-        "generated": (viz.BLUE, viz.BLUE),
-        "left behind": (HATCH, viz.RED),
+        "prompt": (GREY, GREY),
+        "generated": (BLUE, BLUE),
+        "left behind": (HATCH, RED),
         "free": ("white", "#cbd2d9"),
     }
     wide = 64
