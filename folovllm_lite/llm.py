@@ -231,6 +231,52 @@ def _pool_bytes(
     return min(max(_GIB, longest), psutil.virtual_memory().available // 2)
 
 
+class _Watchers:
+    """Who is told of a request when a step has changed it, whichever thread stepped.
+
+    Args:
+        engine: that several threads share.
+    """
+
+    def __init__(self, engine: LLMEngine):
+        self.engine = engine
+        self.lock = threading.RLock()  # held by whoever queues requests, or steps
+        # By request_id; with a lock that whoever waits for the request holds, because
+        # Ctrl-C may keep them from saying goodbye.
+        self.known: dict[str, tuple[_Watch, threading.Lock]] = {}
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def enqueue(
+        self, requests: list[Request], watch: _Watch, here: threading.Lock
+    ) -> list[RequestState]:
+        """Queue requests, and let `watch` know when a step has changed one.
+
+        Requests for which nobody waits any more go first: `here` is held by who does.
+        """
+        with self.lock:
+            known = self.known.copy()  # a stream that is dropped changes it
+            self.forget([name for name in known if not known[name][1].locked()])
+            for request in requests:
+                self.known[request.request_id] = watch, here
+            return [self.engine.enqueue(request) for request in requests]
+
+    def tell(self, changed: list[RequestState]) -> bool:
+        """Let them know of what a step has changed; whether there was anything."""
+        for state in changed:
+            if state.request.request_id in self.known:
+                watch, _ = self.known[state.request.request_id]
+                watch(state)
+        return bool(changed)
+
+    def forget(self, request_ids: list[str]) -> None:
+        """Whatever ends early leaves an empty engine behind."""
+        self.engine.abort_request(request_ids)
+        for request_id in request_ids:
+            self.known.pop(request_id, None)
+
+
 class LLM:
     """Offline inference: load a model once, then generate, chat or stream.
 
@@ -243,8 +289,10 @@ class LLM:
             `trust_remote_code=True` lets its tokenizer's code run.
         quantization: None finds out by itself; "gptq" insists on a GPTQ checkpoint.
         device: "cpu", "cuda" or None, which picks CUDA when there is one.
-        block_size to num_gpu_blocks_override: see `CacheConfig`.
-        max_num_batched_tokens to preemption_mode: see `SchedulerConfig`.
+        block_size, gpu_memory_utilization, swap_space, enable_prefix_caching,
+            num_gpu_blocks_override: see `CacheConfig`.
+        max_num_batched_tokens, max_num_seqs, enable_chunked_prefill, preemption_mode:
+            see `SchedulerConfig`.
         enforce_eager: on a GPU, no CUDA graphs for decoding steps.
         vllm_options: others of vLLM's that say "off", as `tensor_parallel_size=1` does.
 
@@ -281,14 +329,23 @@ class LLM:
         _check_options(quantization, enforce_eager)
         self.model_config = ModelConfig(
             str(EMBEDDED_MODEL if model is None else model),
-            *(tokenizer, tokenizer_mode, trust_remote_code, dtype, max_model_len, seed),
+            tokenizer,
+            tokenizer_mode,
+            trust_remote_code,
+            dtype,
+            max_model_len,
+            seed,
         )
         cache_config = CacheConfig(
-            *(block_size, gpu_memory_utilization, swap_space, enable_prefix_caching),
+            block_size,
+            gpu_memory_utilization,
+            swap_space,
+            enable_prefix_caching,
             num_gpu_blocks_override,
         )
         scheduler_config = SchedulerConfig(
-            *(max_num_batched_tokens, max_num_seqs),
+            max_num_batched_tokens,
+            max_num_seqs,
             enable_chunked_prefill=enable_chunked_prefill,
             preemption_mode=preemption_mode,
         )
@@ -297,10 +354,7 @@ class LLM:
         self._default_params = default_sampling_params(path)
         with _usual_device():
             self.llm_engine = make_engine(config, device, quantization, enforce_eager)
-        # Whom to tell when a step has changed a request, by request_id; and a lock that
-        # whoever waits for the request holds: Ctrl-C may keep them from saying goodbye.
-        self._watchers: dict[str, tuple[_Watch, threading.Lock]] = {}
-        self._lock = threading.RLock()
+        self._watchers = _Watchers(self.llm_engine)
 
     def __reduce__(self) -> Any:
         """Refuse to be pickled: gigabytes of weights would go where nobody expects."""
@@ -315,11 +369,6 @@ class LLM:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.llm_engine.device
-
-    @property
-    def max_model_len(self) -> int:
-        """Most tokens of prompt and output together."""
-        return self.llm_engine.max_model_len
 
     def get_tokenizer(self) -> Any:
         """The tokenizer, of `transformers`."""
@@ -422,7 +471,7 @@ class LLM:
 
         If another stream or `generate` drives the engine, the next has all said since.
         """
-        engine, unread = self.llm_engine, None
+        engine, watchers, unread = self.llm_engine, self._watchers, None
 
         def watch(state: RequestState) -> None:
             nonlocal unread
@@ -430,48 +479,20 @@ class LLM:
 
         here = threading.Lock()
         with here:
-            (state,) = self._enqueue([request], watch, here)
+            (state,) = watchers.enqueue([request], watch, here)
             finished = False
             try:
                 while not finished:
-                    with self._lock:
+                    with watchers.lock:
                         if unread is None and not state.finished:
-                            self._tell(engine.compute())
+                            watchers.tell(engine.compute())
                         if unread is None and not state.finished:
                             continue
                         unread, output = None, state.output()
                     finished = output.finished
                     yield output
             finally:  # also when the iterator is dropped, or Ctrl-C comes
-                self._forget([request.request_id])
-
-    def _enqueue(
-        self, requests: list[Request], watch: _Watch, here: threading.Lock
-    ) -> list[RequestState]:
-        """Queue requests, and let `watch` know when a step has changed one.
-
-        Requests for which nobody waits any more go first: `here` is held by who does.
-        """
-        with self._lock:
-            known = self._watchers.copy()  # a stream that is dropped changes it
-            self._forget([name for name in known if not known[name][1].locked()])
-            for request in requests:
-                self._watchers[request.request_id] = watch, here
-            return [self.llm_engine.enqueue(request) for request in requests]
-
-    def _tell(self, changed: list[RequestState]) -> bool:
-        """Let watchers know of what a step has changed; whether there was anything."""
-        for state in changed:
-            if state.request.request_id in self._watchers:
-                watch, _ = self._watchers[state.request.request_id]
-                watch(state)
-        return bool(changed)
-
-    def _forget(self, request_ids: list[str]) -> None:
-        """Whatever ends early leaves an empty engine behind."""
-        self.llm_engine.abort_request(request_ids)
-        for request_id in request_ids:
-            self._watchers.pop(request_id, None)
+                watchers.forget([request.request_id])
 
     def _requests(
         self,
@@ -498,7 +519,7 @@ class LLM:
 
     def _run(self, requests: list[Request], use_tqdm: bool) -> list[RequestOutput]:
         """Serve requests to the end, all at once; outputs in their order."""
-        engine, ended = self.llm_engine, []
+        engine, watchers, ended = self.llm_engine, self._watchers, []
 
         def watch(state: RequestState) -> None:
             if state.finished:
@@ -511,26 +532,27 @@ class LLM:
         bar, here = tqdm(total=len(requests), desc="prompts", **quiet), threading.Lock()
         with here, bar:
             try:
-                states = self._enqueue(requests, watch, here)
+                states = watchers.enqueue(requests, watch, here)
                 left = dict(zip(ids, states, strict=True))
                 while left:
-                    with self._lock:  # another thread's step may have ended some
-                        if not ended and not self._tell(engine.compute()):
+                    with watchers.lock:  # another thread's step may have ended some
+                        if not ended and not watchers.tell(engine.compute()):
                             # Nothing changed: some were perhaps aborted from elsewhere.
                             ended += [each for each in left.values() if each.finished]
                         ready, ended[:] = list(ended), []
                     for state in ready:
                         del left[state.request.request_id]
-                        tokens += _count_tokens(state)
+                        tokens += sum(len(each.token_ids) for each in state.builders)
                         speed = tokens / (time.perf_counter() - began)
                         bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
                         bar.update()
             finally:
-                self._forget(ids)
+                watchers.forget(ids)
         return [state.output() for state in states]
 
 
 def _check_options(quantization: str | None, enforce_eager: bool) -> None:
+    """Refuse what no config knows of."""
     if quantization not in (None, "gptq"):
         raise NotImplementedError(
             f"quantization={quantization!r} is not supported, only 'gptq'"
@@ -543,11 +565,6 @@ def _usual_device() -> AbstractContextManager:
     """Undo `torch.set_default_device` for a while: the parts name their devices."""
     usual = torch.device("cpu")
     return nullcontext() if torch.get_default_device() == usual else usual
-
-
-def _count_tokens(state: RequestState) -> int:
-    """Tokens generated for a request."""
-    return sum(len(builder.token_ids) for builder in state.builders)
 
 
 def _as_list(prompts: Prompt | list[Prompt]) -> list[Prompt]:
