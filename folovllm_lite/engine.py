@@ -83,8 +83,6 @@ class LLMEngine:
         self._arrivals = itertools.count()
         self._counts = {"steps": 0, "tokens": 0, "preemptions": 0}
 
-    # ----- requests
-
     def add_request(
         self,
         request_id: str,
@@ -203,8 +201,6 @@ class LLMEngine:
         self._drop(request_id, reason)
         return {request_id: state}
 
-    # ----- steps
-
     def step(self) -> list[RequestOutput]:
         """Compute one step; the outputs, so far, of the requests that it changed.
 
@@ -264,8 +260,6 @@ class LLMEngine:
         self._to_abort.clear()
         self.scheduler.clear()
         self._torn = False
-
-    # ----- sampling
 
     def _sample(self, step: Step, hidden: Tensor) -> list[RequestState]:
         """Choose a token for every sequence whose tokens are all computed."""
