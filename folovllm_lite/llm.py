@@ -404,31 +404,27 @@ class LLM:
         messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
         use_tqdm: bool = True,
-        *,
-        chat_template: str | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: list[dict[str, Any]] | None = None,
-        chat_template_kwargs: dict[str, Any] | None = None,
+        **chat_options: Any,
     ) -> list[RequestOutput]:
         """Answer conversations, each a list of {"role": ..., "content": ...}.
 
-        Args and errors are those of `generate` and of `InputProcessor.chat`; one
-        conversation counts as a list of one.
+        Args:
+            messages: one conversation, or a list of several.
+            sampling_params: as for `generate`.
+            use_tqdm: likewise.
+            chat_options: vLLM's chat_template, add_generation_prompt,
+                continue_final_message, tools and chat_template_kwargs, see
+                `InputProcessor.chat`.
+
+        Raises:
+            TypeError, ValueError: as `generate` and `InputProcessor.chat` raise.
         """
         several = (
             isinstance(messages, list) and messages and isinstance(messages[0], list)
         )
         conversations = messages if several else [messages]
         prompts = [
-            self.llm_engine.processor.chat(
-                conversation,
-                chat_template=chat_template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tools=tools,
-                chat_template_kwargs=chat_template_kwargs,
-            )
+            self.llm_engine.processor.chat(conversation, **chat_options)
             for conversation in conversations
         ]
         return self._run(self._requests(prompts, sampling_params), use_tqdm)
