@@ -1161,13 +1161,13 @@ def _llm_refuses(p: SimpleNamespace) -> None:
     """A prompt that can't be served is a ValueError, and the engine goes on."""
     asked = SamplingParams(temperature=0, max_tokens=2)
     vocabulary = _package_llm().model.config.vocab_size
-    for prompt, word in (
-        ("", "empty"),
+    for prompt, *words in (
+        ("",),
         ({"prompt_token_ids": [vocabulary]}, str(vocabulary)),
     ):
         given = f"generate([{prompt!r}])"
         expect_error(
-            given, lambda w=prompt: _llm(p).generate([w], asked), ValueError, word
+            given, lambda w=prompt: _llm(p).generate([w], asked), ValueError, *words
         )
     _compare(p, ["Once"], temperature=0, max_tokens=2)
 

@@ -197,7 +197,7 @@ def test_templates_and_container_can_be_read():
 
 
 def test_binder_installs_the_pins_with_the_python_of_conda():
-    """It looks into .binder first, and then no further: see `--no-build` of its tool."""
+    """Where .binder is, it reads nothing of environment.yml."""
     ours, binders = (
         yaml.safe_load((ROOT / folder / "environment.yml").read_text(encoding="utf-8"))
         for folder in (".", ".binder")
