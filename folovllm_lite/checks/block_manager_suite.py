@@ -490,6 +490,10 @@ def _hits_take_room(p: SimpleNamespace) -> None:
     given = "3 blocks of 2, 2 of them are hit"
     _no(f"{given}, place for 7", lambda: pool.place(two, 7), pool, two)
     expect(f"{given}, place for 6", pool.place(two, 6), True)
+    pool, two = _remembering(p, 4), _seq(range(5), "b")
+    _begin(pool, _seq(range(5)))
+    given = "4 blocks of 2, another holds 3, 2 of them are hit and shared"
+    expect(f"{given}, place for 5", pool.place(two, 5), True)
 
 
 @_SUITE.property("BlockManager", hint="without its logits, what would be reported?")

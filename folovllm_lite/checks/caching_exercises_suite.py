@@ -183,8 +183,11 @@ def _is_a_prefix_cache(p: SimpleNamespace) -> None:
 def _fewest_uses(p: SimpleNamespace) -> None:
     """The one with the fewest uses is given up, whenever they were."""
     pool, cache = _frequent(p, 4)
+    other, _ = _frequent(p, 4)
     for text in ("ABa", "CDa", "ABb", "ABc", "CDb", "EFa"):
         _visit(pool, text)
+    for text in ("ABa", "CDa", *["EFa"] * 5):  # the same blocks, of another pool
+        _visit(other, text)
     given = "4 blocks of 2: AB is used twice, CD once, later, EF never, last"
     orders = []
     for _ in range(4):

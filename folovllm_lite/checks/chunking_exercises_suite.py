@@ -78,6 +78,10 @@ def _smallest_of_three(p: SimpleNamespace) -> None:
     ):
         given = f"limited({most})({missing}, {budget})"
         expect(given, p.limited(most)(missing, budget), wanted)
+    share = p.limited(4)
+    for missing, budget, wanted in ((3, 9, 3), (9, 9, 4), (9, 2, 2), (9, 9, 4)):
+        given = f"one limited(4) for all of a step, asked ({missing}, {budget})"
+        expect(given, share(missing, budget), wanted)
 
 
 @_SUITE.property(
@@ -135,6 +139,8 @@ def _largest_budget(p: SimpleNamespace) -> None:
             f"a step of n tokens takes 0.1 + 0.001 n s, 16 decode, target {target} s"
         )
         expect(given, got, wanted)
+    got = p.choose_budget(lambda n: n * n / 1e6, 16, 0.25)
+    expect("n tokens take n * n / 1000000 s, 16 decode, target 0.25 s", got, 500)
 
 
 @_SUITE.property("choose_budget", hint="the search has two ends: are both looked at?")

@@ -384,7 +384,8 @@ def _engine_types(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "EngineConfig", hint="only a scheduler without a length of its own takes one"
+    "EngineConfig",
+    hint="only a scheduler without a length of its own takes one, and nothing goes up",
 )
 def _sync(p: SimpleNamespace) -> None:
     """EngineConfig hands the model's max_model_len down to the scheduler."""
@@ -397,6 +398,9 @@ def _sync(p: SimpleNamespace) -> None:
     engine = _engine(p, p.EngineConfig, 512, max_model_len=512)
     given = "model max_model_len=512, scheduler 512"
     expect(given, engine.scheduler_config.max_model_len, 512)
+    engine = _engine(p, p.EngineConfig, None, max_model_len=64)
+    given = "model max_model_len=None, scheduler 64: the model's, afterwards"
+    expect(given, engine.model_config.max_model_len, None)
 
 
 @_SUITE.property("EngineConfig", hint="replace changes one field and keeps the others")
@@ -481,17 +485,20 @@ def _options_off(p: SimpleNamespace) -> None:
         {"tensor_parallel_size": 1, "pipeline_parallel_size": 1},
         {"enable_lora": False, "kv_cache_dtype": "auto", "revision": None},
     ):
-        given = f"check_vllm_options({options})"
+        given, before = f"check_vllm_options({options})", dict(options)
         try:
             p.check_vllm_options(options)
         except (NotImplementedError, TypeError) as error:
             if not options:  # a stub raises for nothing at all
                 raise
             fail(given, f"{type(error).__name__}: {error}", "no error")
+        expect(f"{given}: the options, afterwards", options, before)
 
 
 @_SUITE.property(
-    "check_vllm_options", hint="True == 1: compare the types as well as the values"
+    "check_vllm_options",
+    hint="look at every option, and not only at the first; and True == 1: compare the "
+    "types as well as the values",
 )
 def _options_on(p: SimpleNamespace) -> None:
     """One that asks for more is a NotImplementedError with its name and its value."""

@@ -463,6 +463,13 @@ def _refused(p: SimpleNamespace) -> None:
         "5",
         "4",
     )
+    expect_error(
+        "max_num_seqs 4, n 1, best_of 5: add_request",
+        lambda: _add(made, "a", n=1, best_of=5, temperature=1),
+        ValueError,
+        "5",
+        "4",
+    )
     _add(made, "a")
     expect_error(
         "a runs already: add_request('a')", lambda: _add(made, "a"), ValueError, "a"
@@ -531,6 +538,12 @@ def _aborted(p: SimpleNamespace) -> None:
                 }
                 given = f"{kind}, {gone} is aborted after {steps} steps"
                 _same(made, given, wanted)
+    made = _made(p)
+    for name, prompt in (("a", None), ("b", None), ("ab", _PROMPTS["c"])):
+        _add(made, name, prompt)
+    made.abort_request("ab")  # one id, and no list of letters
+    wanted = {name: _wanted(_PROMPTS[name]) for name in ("a", "b")}
+    _same(made, "the request 'ab' is aborted, beside 'a' and 'b'", wanted)
 
 
 @_SUITE.property("LLMEngine", hint="a step counts on what it has begun with")

@@ -180,6 +180,14 @@ def _dtypes(p: SimpleNamespace) -> None:
         expect_close(given, got, torch.full((1, 1, 2), 0.5, dtype=dtype), within=0.02)
         if got.dtype != dtype:
             expect_close(f"{given}: dtype {got.dtype}", got, q)
+    # In bfloat16 a total of 4096 stays what it is when 16 are added.
+    q = torch.zeros(1, 1, 2, dtype=torch.bfloat16)
+    k = torch.zeros(12_000, 1, 2, dtype=torch.bfloat16)
+    v = k.clone()
+    v[6_000:] = 1
+    got = p.flash_attention(q, k, v, torch.tensor([11_999]), tile=16)
+    given = "bfloat16, 12000 equal scores in tiles of 16, v = 0 for the first half"
+    expect_close(given, got, torch.full((1, 1, 2), 0.5).bfloat16(), within=0.02)
 
 
 @_SUITE.property("flash_attention", hint="what would range do with a step of 0?")

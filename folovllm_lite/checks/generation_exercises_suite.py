@@ -196,6 +196,12 @@ def _idle(p: SimpleNamespace) -> None:
         found, _ = _served(p, *plan)
         given = f"jobs (tick, steps) {plan}: how many outputs"
         expect(given, len(found), sum(length for _, length in plan))
+    plan = [(5, 3), (30, 4), (32, 1)]
+    found, _ = _served(p, *plan)
+    turns = [index for index, _ in found]
+    if turns.index(2) not in (5, 6):  # job 1 has had two or three steps
+        given = f"jobs (tick, steps) {plan}: whose turn it is"
+        fail(given, turns, "2 at tick 32 or 33, which are the 6th and the 7th turn")
 
 
 @_SUITE.property("serve", hint="a generator: yield inside the loop, collect nothing")

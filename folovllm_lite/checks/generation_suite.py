@@ -6,6 +6,7 @@ from functools import cache
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -37,6 +38,17 @@ _TOO_MANY = 200  # forward passes: no property needs half of them
 
 
 # ----- a model that costs nothing, and what it should generate
+
+
+class _Halves(Letters):
+    """Letters, but for tokens 2 and 3, which are the two bytes of é."""
+
+    def decode(self, ids: Any, **others: Any) -> str:
+        """The text of the bytes of all tokens."""
+        ids = [ids] if isinstance(ids, int) else ids
+        halves = {2: b"\xc3", 3: b"\xa9"}
+        tokens = (halves.get(i) or self.convert_ids_to_tokens(i).encode() for i in ids)
+        return b"".join(tokens).decode("utf-8", "replace")
 
 
 class _Model(Qwen3):
@@ -472,11 +484,15 @@ def _own_past(p: SimpleNamespace) -> None:
 
 
 def _uneven() -> tuple[int, int, list[int]]:
-    """A seed, a stop token, and the lengths of two completions that it makes differ."""
+    """A seed, a stop token, and the lengths of three completions that it makes
+    differ.
+    """
     for seed in range(100):
-        one, two = (_plain(_PROMPT, i, seed=seed, max_tokens=6) for i in range(2))
-        if one[1] not in (one[0], *two):
-            return seed, one[1], [2, 6]
+        one, two, three = (
+            _plain(_PROMPT, i, seed=seed, max_tokens=6) for i in range(3)
+        )
+        if one[1] not in (one[0], *two, *three) and two != three:
+            return seed, one[1], [2, 6, 6]
     raise AssertionError("no seed of a hundred will do")
 
 
@@ -488,13 +504,13 @@ def _uneven() -> tuple[int, int, list[int]]:
 def _uneven_ends(p: SimpleNamespace) -> None:
     """A completion that has ended is run no more, and the others go on undisturbed."""
     seed, stop, lengths = _uneven()
-    params = {"n": 2, "seed": seed, "max_tokens": 6, "stop_token_ids": [stop]}
-    wanted = [_plain(_PROMPT, i, **params) for i in range(2)]
+    params = {"n": 3, "seed": seed, "max_tokens": 6, "stop_token_ids": [stop]}
+    wanted = [_plain(_PROMPT, i, **params) for i in range(3)]
     for given, output in _both(p, _PROMPT, **params):
         run = sum(map(len, _model().since()))
         expect(f"{given}: token_ids", [o.token_ids for o in output.outputs], wanted)
         reasons = [o.finish_reason for o in output.outputs]
-        expect(f"{given}: finish_reason", reasons, ["stop", "length"])
+        expect(f"{given}: finish_reason", reasons, ["stop", "length", "length"])
         tokens = len(_PROMPT) + sum(length - 1 for length in lengths)
         expect(f"{given}: how many tokens were run", run, tokens)
 
@@ -835,7 +851,8 @@ def _state_takes(p: SimpleNamespace) -> None:
 
 @_SUITE.property(
     "RequestState",
-    hint="the batch's row is not the completion's index, nor its k yours",
+    hint="the batch's row is not the completion's index, nor its k yours; the chosen "
+    "token's rank is the sampler's; a token may end a character of the prompt",
 )
 def _state_row(p: SimpleNamespace) -> None:
     """The method take reads its own row of the batch, and no more candidates than its
@@ -858,6 +875,19 @@ def _state_row(p: SimpleNamespace) -> None:
     expect(f"{given}: candidates", list(found), [3, 2])
     texts = [each.decoded_token for each in found.values()]
     expect(f"{given}: decoded_token", texts, ["b", "a"])
+    state = _state(p, logprobs=_V, max_tokens=9)
+    alike = torch.zeros(1, _V).log_softmax(-1)
+    state.take(0, 7, -3.0, gather_logprobs(alike, torch.tensor([7]), _V), 0)
+    got = state.output().outputs[0].logprobs[0][7].rank
+    expect(f"logprobs={_V}, token 7 of {_V} that are equally likely: its rank", got, 1)
+    request = Request("r", None, [5, 2], SamplingParams(logprobs=0), 5.0)
+    texts, cpu = TokenTexts(_Halves()), torch.device("cpu")
+    state = p.RequestState(request, texts, (), 9, cpu)
+    request.get_seqs()[0].move_to(SequenceStatus.RUNNING)
+    _take(state, 0, 3)
+    got = state.output().outputs[0].logprobs[0][3].decoded_token
+    given = "a prompt that ends with the first half of é, then its second half"
+    expect(f"{given}: decoded_token", got, "é")
 
 
 @_SUITE.property(
@@ -955,7 +985,9 @@ def _state_scores(p: SimpleNamespace) -> None:
             _expect_found(where, got[place], prompt[place], scores, 1)
 
 
-@_SUITE.property("RequestState", hint="before the end there is nothing to rank")
+@_SUITE.property(
+    "RequestState", hint="before the end there is nothing to rank; then the sum counts"
+)
 def _state_best(p: SimpleNamespace) -> None:
     """best_of > n: the first n while it runs, the best n at the end, of equal ones the
     earlier.
@@ -977,6 +1009,13 @@ def _state_best(p: SimpleNamespace) -> None:
     _take(state, 1, 3, -1.0)
     got = [o.token_ids for o in state.output().outputs]
     expect("n=2, best_of=2, log-probabilities -3.0, -1.0: token_ids", got, [[2], [3]])
+    state = _state(p, eos=(1,), n=1, best_of=2, max_tokens=3)
+    for index, token_id, logprob in ((0, 2, -1.0), (0, 3, -1.0), (0, 4, -1.0)):
+        _take(state, index, token_id, logprob)
+    _take(state, 1, 1, -2.0)
+    got = [o.token_ids for o in state.output().outputs]
+    given = "n=1, best_of=2, three times -1.0 against -2.0 once: token_ids"
+    expect(given, got, [[1]])
 
 
 @_SUITE.property(
@@ -1156,23 +1195,42 @@ def _llm_lazy(p: SimpleNamespace) -> None:
     _expect_same("generate('Lily') after a stream that was left", again, wanted)
 
 
-@_SUITE.property("LLM", hint="the processor of notebook 08 says what is wrong with it")
+@_SUITE.property(
+    "LLM",
+    hint="the processor of notebook 08 says what is wrong with it: ask it about all "
+    "prompts before you run one, and when a stream is called",
+)
 def _llm_refuses(p: SimpleNamespace) -> None:
     """A prompt that can't be served is a ValueError, and the engine goes on."""
     asked = SamplingParams(temperature=0, max_tokens=2)
     vocabulary = _package_llm().model.config.vocab_size
-    for prompt, *words in (
-        ("",),
+    for prompt, word in (
+        ("", "empty"),
         ({"prompt_token_ids": [vocabulary]}, str(vocabulary)),
     ):
         given = f"generate([{prompt!r}])"
         expect_error(
-            given, lambda w=prompt: _llm(p).generate([w], asked), ValueError, *words
+            given, lambda w=prompt: _llm(p).generate([w], asked), ValueError, word
         )
+        given = f"stream({prompt!r}), nothing is asked of it yet"
+        expect_error(given, lambda w=prompt: _llm(p).stream(w, asked), ValueError, word)
+    best = SamplingParams(n=1, best_of=2, max_tokens=2)
+    given = "stream('Once', n=1, best_of=2), which can't be shown before its end"
+    expect_error(given, lambda: _llm(p).stream("Once", best), ValueError)
+    run, forward = [], Qwen3.forward
+    with mock.patch.object(
+        Qwen3, "forward", lambda *given: run.append(1) or forward(*given)
+    ):
+        call = lambda: _llm(p).generate(["Once", ""], asked)  # noqa: E731
+        expect_error("generate(['Once', ''])", call, ValueError, "empty")
+    expect("generate(['Once', '']), refused: passes for 'Once'", len(run), 0)
     _compare(p, ["Once"], temperature=0, max_tokens=2)
 
 
-@_SUITE.property("LLM", hint="work on copies of what you were given")
+@_SUITE.property(
+    "LLM",
+    hint="work on copies of what you were given, and draw from a generator of your own",
+)
 def _llm_left_alone(p: SimpleNamespace) -> None:
     """The caller's prompts and parameters stay as they were."""
     ids, asked = [5, 9, 3], SamplingParams(temperature=0, max_tokens=2, stop=["x"])
@@ -1186,3 +1244,15 @@ def _llm_left_alone(p: SimpleNamespace) -> None:
         [asked.max_tokens, asked.stop],
         [2, ["x"]],
     )
+    asked = SamplingParams(seed=5, max_tokens=6)
+    wanted = _llm(p).generate(["Lily"], asked)[0]
+    stream = iter(_llm(p).stream("Lily", asked))
+    next(stream)
+    asked.temperature = 0
+    *_, last = islice(stream, _TOO_MANY)
+    given = "seed=5, and temperature 0 from the caller's hand once a stream has begun"
+    _expect_same(given, last, wanted)
+    state = torch.get_rng_state()
+    _llm(p).generate(["Lily"], SamplingParams(max_tokens=2))
+    same = torch.equal(torch.get_rng_state(), state)
+    expect("no seed: PyTorch's own generator, afterwards, is as it was", same, True)

@@ -272,10 +272,15 @@ def _no_mean(p: SimpleNamespace) -> None:
         expect_error(f"mean after [1, {bad}]", lambda h=hessian: h.mean, ValueError)
 
 
-@_SUITE.property("inverse_factor", hint="Cholesky of the inverse, its upper triangle")
+@_SUITE.property(
+    "inverse_factor",
+    "GPTQConfig",
+    hint="Cholesky of the inverse, its upper triangle",
+)
 def _factor(p: SimpleNamespace) -> None:
     """U is upper triangular, and U^T U times the damped Hessian is the identity."""
     for K, damp in ((1, 0.0), (2, 0.0), (3, 0.01), (8, 0.1)):
+        damp = p.GPTQConfig(damp_percent=damp).damp_percent  # none is fine, too
         H = _hessian(K, seed=K)
         before = H.clone()
         U = p.inverse_factor(H, damp)
@@ -371,7 +376,9 @@ def _act_order(p: SimpleNamespace) -> None:
         _judge(p.gptq, K, _config(size, desc_act=True))
 
 
-@_SUITE.property("gptq", hint="is it the outputs' error that is made small?")
+@_SUITE.property(
+    "gptq", "output_error", hint="is it the outputs' error that is made small?"
+)
 def _better(p: SimpleNamespace) -> None:
     """Its outputs are nearer to the true ones than those of plain rounding."""
     weight, H = _random(16, 64, seed=5), _hessian(64, seed=5)
@@ -381,6 +388,9 @@ def _better(p: SimpleNamespace) -> None:
                   package.round_to_nearest(weight, _config(size))):  # fmt: skip
             wrong = weight - _weight(q)
             errors.append(float(((wrong @ H) * wrong).sum()))
+            share = errors[-1] / float(((weight @ H) * weight).sum())
+            given = f"[16, 64], groups of {size}: output_error, a share of the outputs'"
+            expect(f"{given} squares", p.output_error(weight, q, H), share)
         if not errors[0] < 0.9 * errors[1]:
             fail(f"[16, 64], groups of {size}: error of the outputs",
                  round(errors[0], 3), f"less than {0.9 * errors[1]:.3f}")  # fmt: skip
@@ -484,7 +494,12 @@ def _no_zero_in_v1(p: SimpleNamespace) -> None:
     expect_error("a zero point of 0 in gptq", lambda: p.pack(q, v1), ValueError)
 
 
-@_SUITE.property("unpack", hint="the inverse of what a writer does, for both formats")
+@_SUITE.property(
+    "unpack",
+    "GPTQConfig",
+    hint="the inverse of what a writer does, for both formats; who names none means "
+    "the older one",
+)
 def _read_back(p: SimpleNamespace) -> None:
     """What others wrote is read: levels, zero points of both formats, any g_idx."""
     for v2, sym in itertools.product((False, True), (True, False)):
@@ -493,6 +508,16 @@ def _read_back(p: SimpleNamespace) -> None:
         for name in ("levels", "zeros", "scales", "g_idx"):
             given = f"{config.checkpoint_format}, sym={sym}: {name}"
             expect(given, getattr(got, name), getattr(q, name))
+    q, config = _example(sym=False, v2=False)
+    q.zeros[2, 1] = 0  # stored as 15, which nothing else can be
+    got = p.unpack(_stored(q, v2=False), config).zeros
+    expect("gptq, a zero point stored as 15: zeros", got, q.zeros)
+    for layout, offset in ((None, 1), ("gptq", 1), ("gptq_v2", 0)):
+        hf = {"bits": 4, "group_size": 8} | (
+            {"checkpoint_format": layout} if layout else {}
+        )
+        got = p.GPTQConfig.from_hf(hf).zero_offset
+        expect(f"from_hf({hf}): zero_offset", got, offset)
 
 
 @_SUITE.property("QuantizedLinear", hint="x W^T, W from levels, zeros, scales, g_idx")

@@ -55,10 +55,10 @@ def _state(kept: Any, *seqs: Sequence) -> list:
 _STATE = "moves, (block_ids, num_computed) of each"
 
 
-def _fill(kept: Any, length: int) -> list[Sequence]:
+def _fill(kept: Any, length: int, first: int = 0) -> list[Sequence]:
     """Place strangers of `length` tokens until there is no room for one more."""
     there: list[Sequence] = []
-    for number in range(_MOST + 1):
+    for number in range(first, first + _MOST + 1):
         seq = _new(number, length)
         if not _begin(kept, seq):
             return there
@@ -108,6 +108,23 @@ def _grows(p: SimpleNamespace) -> None:
     given = f"capacity {most}, a lone sequence, grow to {most + 1}"
     expect(given, kept.grow(seq, most + 1), False)
     expect(f"{given} is False: {_STATE}", _state(kept, seq), before)
+    kept, two = p.Memory(), [_new(number, 1) for number in (1, 2)]
+    for seq in two:
+        _begin(kept, seq)
+    for end in range(2, 7):
+        got = [kept.grow(seq, end) for seq in two]
+        expect(f"two sequences grow to {end}", got, [True, True])
+        for seq in two:
+            seq.num_computed = end
+    for seq in two:
+        while kept.grow(seq, seq.num_computed + 1):
+            seq.num_computed += 1
+    left, ends = len(_fill(kept, 1, first=3)), [seq.num_computed for seq in two]
+    given, kept = f"two grow to {ends} tokens and no further", p.Memory()
+    got = [_begin(kept, _new(n, end)) for n, end in enumerate(ends, start=1)]
+    expect(f"{given}; two of this length in a new memory: place", got, [True, True])
+    there = len(_fill(kept, 1, first=3))
+    expect(f"{given}, others of 1 token: room for as many as there", left, there)
 
 
 @_SUITE.property("Memory", hint="look first, then take")
@@ -124,6 +141,19 @@ def _full(p: SimpleNamespace) -> None:
         expect(f"{given} is refused: {_STATE}", _state(kept, late, *there), before)
     kept.release(there[0])
     expect(f"{given}, the first is released, place", kept.place(late, length), True)
+    reached = []
+    for turns in (0, 3):
+        kept = p.Memory()
+        first, *others = _fill(kept, 1)
+        most = max(1, kept.capacity - 1)
+        answers = [kept.place(_new(500 + n, most), most) for n in range(turns)]
+        expect(f"{len(others) + 1} of 1 token, {turns} more", any(answers), False)
+        end = 1
+        while end < kept.capacity and kept.grow(first, end + 1):
+            first.num_computed = end = end + 1
+        reached.append(end)
+    given = "1 token each fills the memory; how far the first can grow"
+    expect(f"{given} after 3 were refused", reached[1], reached[0])
 
 
 @_SUITE.property("Memory", hint="a part of the room is no room")
@@ -163,7 +193,7 @@ def _gives_back(p: SimpleNamespace) -> None:
             kept.release(seq)
             kept.release(seq)
         kept.release(_new(600, 1))
-        again = _fill(kept, length)
+        again = _fill(kept, length, first=100 * turn)  # others, by other names
         what = f"{given}, all are released, turn {turn}: room for"
         expect(what, len(again), len(there))
         there = again
@@ -182,11 +212,34 @@ def _cleared(p: SimpleNamespace) -> None:
     alike = _seq(there[-1].get_token_ids(), "z")
     expect(f"{given}, one like the last: found", kept.found(alike), 0)
     expect(f"{given}: room for", len(_fill(kept, length)), len(there))
+    kept.clear()
+    parent = _seq(range(3))
+    _begin(kept, parent)
+    child = parent.fork("a-1")
+    child.block_ids = []
+    kept.fork(parent, child)
+    kept.grow(child, 4)
+    kept.clear()
+    expect("3 tokens, a fork grows to 4, clear(): moves", list(kept.moves), [])
 
 
 @_SUITE.property("Memory", hint="what does a scheduler do when the answer is no?")
 def _swap(p: SimpleNamespace) -> None:
     """Who is swapped out comes back as he was; who can't be stays as he is."""
+    answers = []
+    for large in (False, True):
+        kept = p.Memory()
+        if large:
+            seq = _new(1, kept.capacity)
+            _begin(kept, seq)
+            if kept.swap_out(seq):
+                continue
+            kept.release(seq)
+        seq = _new(2, 1)
+        _begin(kept, seq)
+        answers.append(kept.swap_out(seq))
+    given = "1 token, swap_out, after a sequence that was too large for it"
+    expect(given, answers[-1], answers[0])
     kept = p.Memory()
     seq = _seq(range(max(1, kept.capacity // 2)))
     _begin(kept, seq)

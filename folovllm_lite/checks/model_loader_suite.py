@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -423,6 +424,9 @@ def _shards(p: SimpleNamespace) -> None:
         _write(folder, {"x": _numbers(1)}, "old.safetensors")
         given += "; old.safetensors lies there too"
         expect(given, _names(p.weight_files(folder)), wanted)
+        _write(folder, {"x": _numbers(1)})
+        given += ", and model.safetensors"
+        expect(given, _names(p.weight_files(folder)), wanted)
 
 
 @_SUITE.property(
@@ -476,6 +480,15 @@ def _outside(p: SimpleNamespace) -> None:
             _index(folder, {"x": name})
             call = lambda: p.weight_files(folder)  # noqa: E731
             expect_error(f"index: x in {name}", call, ValueError, _INDEX, name)
+        near = folder.parent / f"{folder.name}-secret"  # the same letters go on
+        near.mkdir()
+        try:
+            _write(near, one, "x.safetensors")
+            name = f"../{near.name}/x.safetensors"
+            _index(folder, {"x": name})
+            expect_error(f"index: x in {name}", call, ValueError, _INDEX, name)
+        finally:
+            shutil.rmtree(near)
         _index(folder, {"x": "b/../a.safetensors"})
         (folder / "b").mkdir()
         got = [file.is_file() for file in p.weight_files(folder)]
@@ -677,8 +690,10 @@ def _tied_twice(p: SimpleNamespace) -> None:
         p.load_weights(model, folder)
         _expect_loaded("tied, head.weight the same", model, _tensors(tied=True))
     given = "tied, head.weight differs from embed.weight"
-    changed = _tensors(head_weight=embedding + 1)
-    _expect_refused(p, given, changed, "head.weight", "embed.weight", tied=True)
+    for changed in (embedding + 1, embedding + torch.tensor([[0.0], [0], [1]])):
+        changed = _tensors(head_weight=changed)
+        _expect_refused(p, given, changed, "head.weight", "embed.weight", tied=True)
+        given = "tied, the last row of head.weight differs from embed.weight's"
 
 
 @_SUITE.property(
@@ -791,6 +806,12 @@ def _layers(p: SimpleNamespace) -> None:
             call = lambda count=count: p.check_layers(folder, count)  # noqa: E731
             given = f"weights of layers 0 to 10, {count} in the config"
             expect_error(given, call, ValueError, "11", str(count))
+    with _folder(config={}) as folder:
+        few = ("model.layers.0.norm", "model.layers.2.norm")
+        _write(folder, {name: _numbers(1) for name in few})
+        call = lambda: p.check_layers(folder, 2)  # noqa: E731
+        given = "weights of layers 0 and 2, 2 in the config"
+        expect_error(given, call, ValueError, "2")
     with _folder(config={}) as folder:
         _write(folder, {"embed": _numbers(1)})
         expect("weights without layers, 5", p.check_layers(folder, 5), None)
@@ -1135,14 +1156,17 @@ def _left_out(p: SimpleNamespace) -> None:
         _expect_loaded("module.angles, which rename maps to None", model, _tensors())
 
 
-@_SUITE.property("load_renamed", hint="rename before you compare, not after")
+@_SUITE.property(
+    "load_renamed",
+    hint="rename before you compare, not after; and compare all before you copy any",
+)
 def _renamed_strictly(p: SimpleNamespace) -> None:
     """It is as strict as load_weights: missing, unexpected, misshapen, and nothing
     changed.
     """
     for given, changes, words in (
-        ("no module.scale", {"scale": None}, ["scale"]),
-        ("module.gate", {"gate": _numbers(2)}, ["gate"]),
+        ("no module.scale", {"scale": None}, ["missing", "scale"]),
+        ("module.gate", {"gate": _numbers(2)}, ["unexpected", "gate"]),
         ("module.scale is [1]", {"scale": _numbers(1)}, ["scale", "[1]", "[2]"]),
     ):
         with _folder() as folder:
@@ -1240,7 +1264,8 @@ def _sharded_few(p: SimpleNamespace) -> None:
 
 @_SUITE.property(
     "save_sharded",
-    hint="a state dict wraps one memory twice: what do both wraps share?",
+    hint="a state dict wraps one memory twice: what do both wraps share, and what "
+    "else must be the same? (save_file wants tensors in one piece)",
 )
 def _sharded_tied(p: SimpleNamespace) -> None:
     """Tied tensors are written once, under the first name; two halves of one matrix
@@ -1259,6 +1284,13 @@ def _sharded_tied(p: SimpleNamespace) -> None:
     _, files = _saved(p, {"turned": weight.T}, 40)
     (inside,) = files.values()
     expect("a transposed tensor", inside["turned"], weight.T)
+    for given, tensors in (
+        ("a matrix and its first row", {"all": weight, "first": weight[:1]}),
+        ("two empty tensors", {"a": torch.zeros(0, 2), "b": torch.zeros(3, 0)}),
+    ):
+        _, files = _saved(p, tensors, 24)  # each in a file of its own
+        got = sorted(name for inside in files.values() for name in inside)
+        expect(f"{given}: names in the files", got, sorted(tensors))
 
 
 @_SUITE.property(

@@ -280,6 +280,11 @@ def _deltas_logprobs(p: SimpleNamespace) -> None:
     last = list(p.deltas(stream))[-1]
     given = "tokens 1 and 2 with logprobs -0.5 and -1.5, the last delta:"
     expect(f"{given} logprobs", last.outputs[0].logprobs, [second])
+    told = p.CompletionOutput(0, "abcd", [1, 2], -2.0, [first, second])
+    silent = p.CompletionOutput(0, "", [1], -0.5, [first])  # half a character
+    got = list(p.deltas([_output(p, silent), _output(p, told)]))[-1]
+    same = "the same, the first without a text, the second with 4 letters: logprobs"
+    expect(same, got.outputs[0].logprobs, [second])
     for name, wanted in (("cumulative_logprob", -2.0), ("stop_reason", 2)):
         expect(f"{given} {name}", getattr(last.outputs[0], name), wanted)
     got = [last.request_id, last.prompt, last.prompt_token_ids]

@@ -268,6 +268,7 @@ def _contents(p: SimpleNamespace) -> None:
         made = given.chat([message])["prompt"]
         _expect_text(f"chat([{message}]): prompt", made[3 : 3 + len(wanted)], wanted)
     expect("the caller's call, afterwards", call["function"]["arguments"], '{"x": 1}')
+    expect("the caller's message, afterwards", message["tool_calls"], [call])
     got = given.chat([message])["prompt"].partition(" call ")[2]
     _expect_text("arguments '{\"x\": 1}' as the template sees them", got, "{'x': 1}")
 
@@ -325,6 +326,9 @@ def _bytes(p: SimpleNamespace) -> None:
     tokenizer.convert_ids_to_tokens = lambda _: "<龙>"
     texts = p.TokenTexts(tokenizer)
     expect("bytes_of the added token <龙>", texts.bytes_of(0), "<龙>".encode())
+    tokenizer.convert_ids_to_tokens = lambda _: None  # a model may have ids to spare
+    given = "bytes_of an id for which the tokenizer has no token"
+    expect(given, p.TokenTexts(tokenizer).bytes_of(1), b"")
 
 
 @_SUITE.property(
@@ -812,6 +816,11 @@ def _outputs(p: SimpleNamespace) -> None:
     expect("... how many logprobs", len(kept.logprobs), 1)
     now = builder.output(0)
     expect("'a' -0.5, 'b' -0.25: cumulative_logprob", now.cumulative_logprob, -0.75)
+    ended = p.OutputBuilder(texts, [], params, (1,), 9)
+    ended.append(0, -0.5, first)
+    ended.append(1, -0.25, second)
+    given = "'a' -0.5, and an end token -0.25: cumulative_logprob"
+    expect(given, ended.output(0).cumulative_logprob, -0.75)
     expect("... logprobs", now.logprobs, [first, second])
     plain = _run(p, [b"a"])[0].output(0)
     expect("logprobs not asked for: logprobs", plain.logprobs, None)

@@ -70,12 +70,17 @@ def _min_p_threshold(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "apply_min_p", hint="log(0) is -inf: does your comparison survive that?"
+    "apply_min_p",
+    hint="log(0) is -inf: does your comparison survive that? And whose likeliest is "
+    "it?",
 )
 def _min_p_zero(p: SimpleNamespace) -> None:
     """min_p 0 removes nothing, and each row of a batch has its own min_p."""
     got = p.apply_min_p(_logits([8, 1], [8, 1]), _column(0.0, 0.5))
     given = "two rows of weights [8, 1], min_p 0 and 0.5: kept ids"
+    expect(given, _kept(got), [[0, 1], [0]])
+    got = p.apply_min_p(_logits([4, 2], [400, 1]), _column(0.4, 0.4))
+    given = "rows of weights [4, 2] and [400, 1], min_p 0.4 for both: kept ids"
     expect(given, _kept(got), [[0, 1], [0]])
 
 
@@ -183,10 +188,12 @@ def _top_p_exact(p: SimpleNamespace) -> None:
 )
 def _top_p_one(p: SimpleNamespace) -> None:
     """However small top_p is, the likeliest token stays, the lower id of two."""
-    for weights in ([1, 5, 1], [2, 2, 1]):
-        got = p.apply_top_p(_logits(weights), _column(1e-6))
-        best = weights.index(max(weights))
-        expect(f"weights {weights}, top_p 0.000001: kept ids", _kept(got), [[best]])
+    for top_p in (1e-6, 1e-50):  # the second is 0 in float32
+        for weights in ([1, 5, 1], [2, 2, 1]):
+            got = p.apply_top_p(_logits(weights), _column(top_p))
+            best = weights.index(max(weights))
+            given = f"weights {weights}, top_p {top_p}: kept ids"
+            expect(given, _kept(got), [[best]])
 
 
 @_SUITE.property(
@@ -636,13 +643,12 @@ def _half(p: SimpleNamespace) -> None:
 def _bad_rows(p: SimpleNamespace) -> None:
     """A row of NaN, with +inf, or with nothing left is a ValueError naming the row."""
     for bad in ([math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]):
-        logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], bad])
+        logits = torch.tensor([[0.0, 0.0], bad])
         for name, call in (
             ("check_logits", lambda x=logits: p.check_logits(x)),
-            ("sample", lambda x=logits: p.sample(x, [_row()] * 3)),
+            ("sample", lambda x=logits: p.sample(x, [_row(), _row()])),
         ):
-            given = f"{name}, rows [0, 0], [0, 0] and {bad}"
-            expect_error(given, call, ValueError, "2")
+            expect_error(f"{name}, rows [0, 0] and {bad}", call, ValueError, "row 1")
 
 
 @_SUITE.property(
@@ -756,6 +762,7 @@ def _typical_crossing(p: SimpleNamespace) -> None:
         ([5, 2, 2, 1], 1e-6, [1]),
         ([5, 2, 2, 1], 0.5, [0, 1, 2]),
         ([5, 2, 2, 1], 0.95, [0, 1, 2, 3]),
+        ([1, 1], 0.5, [0]),  # exactly reached
     ):
         got = p.apply_typical_p(_logits(weights), _column(typical_p))
         given = f"weights {weights}, typical_p {typical_p}: kept ids"

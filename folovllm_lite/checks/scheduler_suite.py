@@ -131,9 +131,11 @@ def _chunk(p: SimpleNamespace) -> None:
         expect(f"chunk({missing}, {budget})", p.chunk(missing, budget), wanted)
 
 
-def _turns(turns: Any, counts: tuple[int, ...]) -> tuple[str, bool]:
+def _turns(
+    turns: Any, counts: tuple[int, ...], names: str = "abcdefgh"
+) -> tuple[str, bool]:
     """The order in which sequences of so many missing tokens go; is it a new list?"""
-    running = [_seq("abcdefgh"[i], count, i) for i, count in enumerate(counts)]
+    running = [_seq(names[i], count, i) for i, count in enumerate(counts)]
     before = _names(running)
     got = turns(running)
     expect(f"turns of {counts} missing tokens: its list", _names(running), before)
@@ -164,6 +166,9 @@ def _decodes_lead(p: SimpleNamespace) -> None:
         if counts[0] == 0:  # one that misses nothing goes anywhere
             got, wanted = ("".join(x for x in got[0] if x != "a"), got[1]), "cb"
         expect(given, got, (wanted, True))
+    got = _turns(p.decodes_first, (3, 1, 2, 1), "dcba")
+    given = "decodes_first, d, c, b and a in this order, missing (3, 1, 2, 1)"
+    expect(given, got, ("cadb", True))
 
 
 # ----- one sequence
@@ -386,7 +391,9 @@ def _width(p: SimpleNamespace) -> None:
     expect(f"{given}: work", _shares(_step(made)), {"a": (2, 4)})
 
 
-@_SUITE.property("Scheduler", hint="which blocks does a fork begin with?")
+@_SUITE.property(
+    "Scheduler", hint="which blocks does a fork begin with, and at which place?"
+)
 def _fork(p: SimpleNamespace) -> None:
     """A fork runs beside its parent on the same blocks, and the first writer copies."""
     made = _made(p, seqs=2)
@@ -413,6 +420,15 @@ def _fork(p: SimpleNamespace) -> None:
     expect(f"{given}: one block", last[0] == last[1], False)
     expect(f"{given}: copied to one of theirs", copies[0][1] in last, True)
     _books(made, given)
+    made = _made(p)
+    (parent,) = _several(made, 3)
+    made.add(_seq("y", 1, 9, first=50))
+    _step(made)
+    child = parent.fork("a-1")
+    child.order = (0, 0, 1)
+    made.fork(parent, child)
+    given = "a fork while y runs, which came later: running, in order"
+    expect(given, _names(made.running), ["a", "a-1", "y"])
 
 
 # ----- order

@@ -198,7 +198,10 @@ def _moves(p: SimpleNamespace) -> None:
     expect("to 'cpu', where they are: the same objects", same, [True, True])
 
 
-@_SUITE.property("get_gpu_memory_info", hint="1 GiB is 1024**3 bytes, 1 GB 1000**3")
+@_SUITE.property(
+    "get_gpu_memory_info",
+    hint="1 GiB is 1024**3 bytes, 1 GB 1000**3; and who else may use the GPU?",
+)
 def _memory(p: SimpleNamespace) -> None:
     """Memory comes in GiB, for the GPU that was asked about."""
     for device, wanted in ((0, [1.0, 2.0, 3.0, 8.0]), (1, [0.0, 1.0, 2.0, 8.0])):

@@ -10,6 +10,7 @@ from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.viz.tree import branches, draw_generation
 from folovllm_lite.viz.words import label, share_words
 from folovllm_lite.widgets.dials import (
+    WAITS,
     beside,
     framed,
     grid,
@@ -110,7 +111,8 @@ class GenerationExplorer:
         ]  # fmt: skip
         self.box = beside(self.controls, self.figure)
         made = len(self.tree.path) - 1
-        self._show(f"{made} tokens are generated." if made else "Nothing is generated.")
+        begun = f"{made} tokens are generated." if made else "Nothing is generated."
+        self._show(f"{begun} {WAITS}")
 
     @property
     def params(self) -> SamplingParams:

@@ -21,6 +21,7 @@ from folovllm_lite.viz.canvas import HATCH, MUTED, Canvas
 from folovllm_lite.viz.words import cut, label, percent, plain
 from folovllm_lite.widgets.dials import (
     TOP_K,
+    WAITS,
     beside,
     framed,
     grid,
@@ -340,7 +341,7 @@ class SamplingExplorer:
         # The order of the Tab key is the order in this list.
         self.controls = [*dials, buttons, self.status]
         self.box = beside(self.controls, self.figure)
-        self._show(_UNDRAWN)
+        self._show(f"{_UNDRAWN} {WAITS}")
 
     @property
     def params(self) -> SamplingParams:

@@ -99,6 +99,20 @@ class CountsFind(Frequent):
         return hits
 
 
+class CountsForAll(Frequent):
+    """One count for the blocks of all caches."""
+
+    uses_of_all = [0] * 64
+
+    @property
+    def uses(self):
+        return self.uses_of_all
+
+    @uses.setter
+    def uses(self, value):
+        """What clear() brings is dropped."""
+
+
 class NeverForgets(Frequent):
     def take(self):
         uses = list(self.uses)
@@ -210,7 +224,7 @@ WRONG = {
     ],
     "FrequencyCache": [
         PrefixCache, CountsFind, NeverForgets, CountsTakes, MostUsed, NewestOfEquals,
-        KeptFirst, LeavesTheName, UsedOrNot,
+        KeptFirst, LeavesTheName, UsedOrNot, CountsForAll,
     ],
 }  # fmt: skip
 RIGHT = {"PromptCache": [ByTokens], "FrequencyCache": [CountsPuts, Frequent]}

@@ -58,6 +58,30 @@ def searched(strict=False, up=1, low=1, error=ValueError, most=8192, words=True)
     return choose
 
 
+def drained(most):
+    """One count for all sequences of a step, and for the next step."""
+    left = [most]
+
+    def share(missing, budget):
+        count = min(missing, budget, left[0])
+        left[0] = left[0] - count or most
+        return count
+
+    return share
+
+
+def on_a_line(seconds, decoding, target):
+    """As if each token took as long as any other."""
+    least, most = decoding + 1, 8192
+    first, last = seconds(least), seconds(most)
+    if first > target:
+        raise ValueError(f"{first} s, target {target} s")
+    if last <= target:
+        return most
+    found = least + int((target - first) * (most - least) / (last - first) + 1e-9)
+    return found if seconds(found) <= target else found - 1
+
+
 WRONG = {
     "limited": [
         lambda most: lambda missing, budget: min(missing, most),
@@ -66,12 +90,13 @@ WRONG = {
         lambda most: lambda missing, budget: missing if missing <= most else 0,
         lambda most: lambda missing, budget: max(1, min(missing, budget, most)),
         lambda most: lambda missing, budget: min(missing, budget, most - 1),
-        shared,
+        shared, drained,
     ],
     "choose_budget": [
         from_below, searched(strict=True), searched(up=0), searched(low=0),
         searched(low=2), searched(error=RuntimeError), searched(most=4096),
         searched(words=False), lambda seconds, decoding, target: decoding + 1,
+        on_a_line,
     ],
     "predict_counts": [
         lambda: [{"A": 4}, {"A": 1, "B": 5}],

@@ -1,4 +1,4 @@
-"""The suites of 01 to 04 reject what once passed them: one edit of the package each.
+"""The suites reject what once passed them: one edit of the package each.
 
 Written as answers that a reader might give, without a look at the properties; every
 one of them passed its suite before the suite was mended. `RIGHT` are other right ways.
@@ -13,12 +13,20 @@ import pytest
 import torch
 
 from folovllm_lite import (
+    block_manager,
     checks,
     config,
+    engine,
+    flash,
+    generation,
+    gptq,
+    model_loader,
     outputs,
+    processor,
     request,
     sampler,
     sampling_params,
+    scheduler,
     utils,
 )
 
@@ -31,6 +39,14 @@ SUITES = {
               "filter_logits", "draw", "gather_logprobs", "check_logits", "sample"),
     request: ("SequenceStatus", "RequestStatus", "SequenceData", "Sequence", "Request"),
     outputs: ("RequestOutput",),
+    model_loader: ("weight_files", "load_weights", "check_layers"),
+    processor: ("InputProcessor", "TokenTexts", "OutputBuilder"),
+    generation: ("generate", "Generation", "RequestState"),
+    scheduler: ("decodes_first", "Scheduler"),
+    engine: ("LLMEngine",),
+    block_manager: ("BlockManager",),
+    flash: ("flash_attention",),
+    gptq: ("GPTQConfig", "unpack", "output_error"),
 }  # fmt: skip
 
 # module, what stands there, what stands instead, words of the property that notices
@@ -163,6 +179,93 @@ MUTANTS = {
         outputs, "for output in self.outputs\n        ]",
         "for output in sorted(self.outputs, key=lambda x: x.index)\n        ]",
         "isn't there stays None"),
+    "the_model_gets_the_schedulers_length": (
+        config, "        elif model_len is not None and scheduler_len > model_len:",
+        "        elif model_len is None:\n"
+        "            self.model_config.max_model_len = scheduler_len\n"
+        "        elif scheduler_len > model_len:", "hands the model's"),
+    "the_options_are_used_up": (
+        config, "    for name, value in options.items():\n        if name not",
+        "    while options:\n        name, value = options.popitem()\n"
+        "        if name not", "Options of vLLM's pass"),
+    "the_first_item_speaks_for_all": (
+        sampling_params, "all(_fits(item, kinds[0]) for item in value)",
+        "all(_fits(item, kinds[0]) for item in value[:1])", "wrong type"),
+    "a_tiny_top_p_removes_all": (
+        sampler, "    cut[..., 0] = False\n", "", "However small top_p"),
+    "the_likeliest_of_the_batch": (
+        sampler, "logits.amax(-1, True)", "logits.amax()", "own min_p"),
+    "a_file_beats_its_index": (
+        model_loader, "    if os.path.lexists(path / _INDEX):\n        return _indexed",
+        "    one = path / 'model.safetensors'\n"
+        "    if os.path.lexists(path / _INDEX) and not one.exists():\n"
+        "        return _indexed", "With an index the files"),
+    "inside_by_the_letters_of_the_path": (
+        model_loader,
+        "if not Path(os.path.abspath(path / name)).is_relative_to(inside):",
+        "if not os.path.abspath(path / name).startswith(str(inside)):",
+        "outside the folder"),
+    "layers_are_counted": (
+        model_loader, "there = max(numbers, default=-1) + 1",
+        "there = len(set(numbers))", "number of layers"),
+    "the_first_row_of_a_tied_head": (
+        model_loader, "torch.equal(copy, original)",
+        "torch.equal(copy[:1], original[:1])", "tied head may be in"),
+    "a_message_is_written_to": (
+        processor, 'made["tool_calls"] = [_tool',
+        'message["tool_calls"] = made["tool_calls"] = [_tool', "list of text parts"),
+    "the_end_has_no_logprob": (
+        processor, "        self.cumulative_logprob += logprob\n",
+        "        if token_id not in self._eos:\n"
+        "            self.cumulative_logprob += logprob\n", "Logprobs add up"),
+    "every_id_has_a_token": (
+        processor, 'convert_ids_to_tokens(token_id) or ""',
+        "convert_ids_to_tokens(token_id)", "A token's bytes"),
+    "the_best_mean": (
+        generation, "key=lambda b: b.cumulative_logprob,",
+        "key=lambda b: b.cumulative_logprob / max(1, len(b.token_ids)),",
+        "best_of > n"),
+    "a_row_is_an_index_while_it_can_be": (
+        generation, "            state.take(i, token_ids[row], logprobs[row]",
+        "            row = min(i, len(running) - 1)\n"
+        "            state.take(i, token_ids[row], logprobs[row]", "has ended is run"),
+    "a_rank_is_a_place": (
+        generation, "found.setdefault(token_id, (logprob, rank))",
+        "found[token_id] = (logprob, rank)", "its own row of the batch"),
+    "a_prompt_begins_no_character": (
+        generation, "(self.request.prompt_token_ids[-8:] + builder.token_ids[-8:])",
+        "builder.token_ids", "its own row of the batch"),
+    "a_fork_stands_last": (
+        scheduler, "insort(self.running, child, key=_order)",
+        "self.running.append(child)", "A fork runs beside"),
+    "decodes_by_name": (
+        scheduler, "key=lambda seq: seq.num_missing > 1)",
+        "key=lambda seq: (seq.num_missing > 1, seq.seq_id))", "decodes_first lets"),
+    "n_is_what_has_to_fit": (
+        engine, "if params.best_of > most:", "if params.n > most:",
+        "can't be served"),
+    "an_id_is_a_list_of_letters": (
+        engine, "for each in several]", "for each in request_id]", "Who is aborted"),
+    "hits_take_room_all_the_same": (
+        block_manager,
+        "if self.blocks_for(end) - len(hits) > len(self.free) - len(idle):",
+        "if self.blocks_for(end) - len(idle) > len(self.free) - len(idle):",
+        "Blocks that are hit"),
+    "sums_in_the_dtype_of_the_values": (
+        flash, "(x.float().transpose(0, 1).unsqueeze(1) for x in (k, v))",
+        "(x.transpose(0, 1).unsqueeze(1) for x in (k, v))\n"
+        "    heads = heads.to(q.dtype)", "Sums are taken in float32"),
+    "fifteen_and_one_is_sixteen": (
+        gptq, "(zeros + config.zero_offset) % LEVELS", "zeros + config.zero_offset",
+        "What others wrote"),
+    "no_format_is_the_newest": (
+        gptq, 'hf.get("checkpoint_format") or "gptq"',
+        'hf.get("checkpoint_format") or "gptq_v2"', "What others wrote"),
+    "some_damping_has_to_be": (
+        gptq, "if not 0 <= damp < 1:", "if not 0 < damp < 1:", "upper triangular"),
+    "a_share_of_the_weights": (
+        gptq, "whole = ((weight @ hessian) * weight).sum()",
+        "whole = (weight * weight).sum()", "Its outputs are nearer"),
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ about it has to say so, by its sentence. What is right is the package, and a sec
 loop, written here in one function without a line of the first.
 """
 
+import copy
 import time
 from dataclasses import replace
 
@@ -717,7 +718,7 @@ class FirstLLM:
         self.count = 0
 
     def job(self, prompt, params):
-        params = params or SamplingParams()
+        params = copy.deepcopy(params) or SamplingParams()
         text, ids = self.processor.process(prompt, params)
         self.count += 1
         return Generation(
@@ -736,6 +737,8 @@ class FirstLLM:
         return outputs
 
     def stream(self, prompt, params=None):
+        if params is not None and params.best_of > params.n:
+            raise ValueError(f"can't stream best_of {params.best_of} > n {params.n}")
         return iter(self.job(prompt, params))
 
 
@@ -838,7 +841,47 @@ class SharesAStream(FirstLLM):
             yield output
 
 
+class KeepsTheParams(FirstLLM):
+    def job(self, prompt, params):
+        job = super().job(prompt, params)
+        if params is not None:
+            job._state.request.sampling_params = params
+            for row in job._state.rows:
+                row.params = params
+        return job
+
+
+class ChecksWhenItRuns(FirstLLM):
+    def generate(self, prompts, sampling_params=None):
+        outputs = []
+        for prompt in prompts:
+            *_, last = self.job(prompt, sampling_params)
+            outputs.append(last)
+        return outputs
+
+
+class ChecksAStreamWhenItIsRead(FirstLLM):
+    def stream(self, prompt, params=None):
+        yield from self.job(prompt, params)
+
+
+class StreamsTheBestOf(FirstLLM):
+    def stream(self, prompt, params=None):
+        return iter(self.job(prompt, params))
+
+
+class DrawsFromEverybodysGenerator(FirstLLM):
+    def __init__(self):
+        super().__init__()
+        self.noise = None
+
+
 ENGINES = {
+    KeepsTheParams: "prompts and parameters stay",
+    ChecksWhenItRuns: "can't be served",
+    ChecksAStreamWhenItIsRead: "can't be served",
+    StreamsTheBestOf: "can't be served",
+    DrawsFromEverybodysGenerator: "prompts and parameters stay",
     InTheOrderTheyEnd: "in the order of the prompts",
     NeverEnds: "LLM() serves the embedded model",
     OneGeneratorForAll: "alone, in company, and again",

@@ -181,6 +181,26 @@ def serves_newcomers_when_idle(arrivals):
             queue.append((index, job))
 
 
+def serves_with_a_clock_that_adds(arrivals):
+    later = deque(sorted(enumerate(arrivals), key=lambda each: each[1][0]))
+    queue, clock = deque(), 0
+    while later or queue:
+        if not queue and later[0][1][0] > clock:
+            clock += later[0][1][0]
+        while later and later[0][1][0] <= clock:
+            index, (_, job) = later.popleft()
+            queue.append((index, job))
+        index, job = queue.popleft()
+        job.step()
+        clock += 1
+        while later and later[0][1][0] <= clock:
+            new, (_, other) = later.popleft()
+            queue.append((new, other))
+        if not job.finished:
+            queue.append((index, job))
+        yield index, job.output()
+
+
 def serves_and_leaves_when_idle(arrivals):
     for index, output in SOLVED["serve"](arrivals):
         yield index, output
@@ -298,7 +318,7 @@ MUTANTS = {
         serves_one_after_another, serves_in_rounds, serves_all_at_once,
         serves_newcomers_in_the_next_round, serves_newcomers_when_idle,
         serves_and_leaves_when_idle, serves_a_list,
-        serves_ahead, serves_the_newest_first,
+        serves_ahead, serves_the_newest_first, serves_with_a_clock_that_adds,
     ],
     "speculate": [
         keeps_wrong_guesses_in_the_cache, takes_every_guess,

@@ -78,6 +78,32 @@ class Elsewhere(Rows):
         self.moves.append(("copy", self.rows[parent.seq_id], self.rows[child.seq_id]))
 
 
+class Slots(Rows):
+    """Rows that share a number of slots, each as many as it has tokens: notebook 10."""
+
+    def __init__(self, count, length, slots=16):
+        self.slots = slots
+        super().__init__(count, min(length, slots))
+
+    def clear(self):
+        super().clear()
+        self.held = {}
+
+    def grow(self, seq, end):
+        others = sum(self.held.values()) - self.held.get(seq.seq_id, 0)
+        if end > min(self.capacity, self.slots - others):
+            return False
+        self.held[seq.seq_id] = end
+        return True
+
+    def place(self, seq, end):
+        return bool(self.free) and self.grow(seq, end) and super().place(seq, end)
+
+    def release(self, seq):
+        super().release(seq)
+        self.held.pop(seq.seq_id, None)
+
+
 def blocks():
     return BlockManager(6, 2, num_swap_blocks=6)
 
@@ -93,6 +119,7 @@ RIGHT = {
     "prefix caching": caching,
     "rows": lambda: Rows(3, 8),
     "rows elsewhere": lambda: Elsewhere(3, 8),
+    "rows that share slots": lambda: Slots(3, 8),
 }
 
 
@@ -112,6 +139,39 @@ class ALongOneBegins(Rows):
             return False
         seq.block_ids, seq.num_computed = [self.free.pop(0)], 0
         return True
+
+
+class CountsItselfAmongOthers(Slots):
+    def grow(self, seq, end):
+        if end > min(self.capacity, self.slots - sum(self.held.values())):
+            return False
+        self.held[seq.seq_id] = end
+        return True
+
+
+class CountsOneStep(Slots):
+    def grow(self, seq, end):
+        if not super().grow(seq, end):
+            return False
+        self.held[seq.seq_id] = end - seq.num_computed
+        return True
+
+
+class HoldsWhatItRefused(Slots):
+    def place(self, seq, end):
+        return self.grow(seq, end) and Rows.place(self, seq, end)
+
+
+class HoldsWhatWasReleased(Slots):
+    def release(self, seq):
+        Rows.release(self, seq)
+
+
+class CopiesWhatWasCleared(Rows):
+    def clear(self):
+        kept = getattr(self, "moves", [])
+        super().clear()
+        self.moves = kept
 
 
 class GrowsForEver(Rows):
@@ -289,7 +349,23 @@ class ANumberIsMissing(Caching):
         return {**super().stats(), "prefix_hit_rate": None}
 
 
+class SwapsOutAPart(BlockManager):
+    def __init__(self):
+        super().__init__(6, 2, num_swap_blocks=3)
+
+    def swap_out(self, seq):
+        if len(seq.block_ids) > len(self.free_swap):
+            self.free_swap.clear()  # taken one by one, and not put back
+        return super().swap_out(seq)
+
+
 MUTANTS = {
+    CountsItselfAmongOthers: "_grows",
+    CountsOneStep: "_grows",
+    HoldsWhatItRefused: "_full",
+    HoldsWhatWasReleased: "_gives_back",
+    CopiesWhatWasCleared: "_cleared",
+    SwapsOutAPart: "_swap",
     ComputedAtOnce: "_begins",
     ALongOneBegins: "_capacity",
     GrowsForEver: "_grows",

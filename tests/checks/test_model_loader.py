@@ -887,6 +887,14 @@ def saves_one_of_each_storage(tensors, folder, limit):
     SOLVED["save_sharded"](kept, folder, limit)
 
 
+def saves_one_of_each_address(tensors, folder, limit):
+    first = {}
+    for name, tensor in tensors.items():
+        first.setdefault(tensor.data_ptr(), name)
+    kept = {name: tensors[name] for name in first.values()}
+    SOLVED["save_sharded"](kept, folder, limit)
+
+
 def saves_without_the_last_shard(tensors, folder, limit):
     SOLVED["save_sharded"](dict(list(tensors.items())[:-1]), folder, limit)
 
@@ -916,7 +924,7 @@ EXERCISE_MUTANTS = {
     "save_sharded": [
         saves_a_shard_for_each, saves_one_shard, saves_by_count_of_elements,
         saves_tied_tensors_twice, saves_without_the_last_shard, saves_without_an_index,
-        saves_without_the_size, saves_one_of_each_storage,
+        saves_without_the_size, saves_one_of_each_storage, saves_one_of_each_address,
     ],
 }  # fmt: skip
 

@@ -333,6 +333,22 @@ def remembers_between_streams(stream):
         yield dataclasses.replace(output, outputs=news)
 
 
+def cuts_logprobs_like_letters(stream):
+    read = {}
+    for output in stream:
+        news = []
+        for completion in output.outputs:
+            chars, tokens = read.get(completion.index, (0, 0))
+            read[completion.index] = len(completion.text), len(completion.token_ids)
+            more = {
+                "text": completion.text[chars:],
+                "token_ids": completion.token_ids[tokens:],
+                "logprobs": completion.logprobs and completion.logprobs[chars:],
+            }
+            news.append(dataclasses.replace(completion, **more))
+        yield dataclasses.replace(output, outputs=news)
+
+
 def drops_the_finished(stream):
     for before in deltas(stream):
         news = [each for each in before.outputs if each.token_ids]
@@ -360,6 +376,7 @@ EXERCISE_MUTANTS = [
     whole_outputs, the_last_token, one_length_for_all, cut_in_place, all_logprobs,
     waits_for_the_end, remembers_between_streams, drops_the_finished,
     skips_what_shows_nothing, forgets_the_stop_reason, forgets_the_metrics,
+    cuts_logprobs_like_letters,
 ]  # fmt: skip
 
 

@@ -228,6 +228,18 @@ def at_seed_times_100_plus_step(logits, seeds, steps):
     return _at(logits, seeds, steps, lambda seed, step: (seed * 100 + step) % 2**63)
 
 
+def typical_goes_on_when_it_is_reached(logits, typical_p):
+    logprobs = logits.log_softmax(-1)
+    probs = logprobs.exp()
+    entropy = -(probs * logprobs).nan_to_num().sum(-1, True)
+    order = (-logprobs - entropy).abs().argsort(dim=-1, stable=True)
+    ranked = probs.gather(-1, order)
+    cut = (ranked.cumsum(-1) - ranked > typical_p) & (typical_p < 1)
+    cut[..., 0] = False
+    by_id = torch.zeros_like(cut).scatter(-1, order, cut)
+    return logits.masked_fill(by_id, REMOVED)
+
+
 def at_seed_times_1000_plus_step(logits, seeds, steps):
     return _at(logits, seeds, steps, lambda seed, step: (seed * 1000 + step) % 2**63)
 
@@ -311,7 +323,7 @@ MUTANTS = {
         typical_farthest_first, typical_drops_the_crossing_token,
         typical_may_remove_all, typical_one_is_not_off,
         typical_with_one_parameter_for_all, typical_returns_probabilities,
-        typical_in_place,
+        typical_in_place, typical_goes_on_when_it_is_reached,
     ],
     "draw_at": [
         at_seed_plus_step, at_seed_xor_step, at_seed_times_100_plus_step,
