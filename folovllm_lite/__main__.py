@@ -493,7 +493,9 @@ def _bench_command(commands: Any) -> None:
     parser = commands.add_parser("bench", help="measure speed, alone or beside a peer")
     _model_arguments(parser)
     parser.add_argument(
-        "--peer", choices=["transformers"], help="do the same work there too"
+        "--peer",
+        choices=["transformers", "ctranslate2"],
+        help="do the same work there too",
     )
     parser.add_argument("--requests", type=int, default=1, help="prompts per run (1)")
     parser.add_argument(

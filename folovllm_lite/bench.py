@@ -9,7 +9,10 @@ import argparse
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from folovllm_lite.doctor import BUSY, Neighbours
 from folovllm_lite.llm import LLM
-from folovllm_lite.model_loader import get_model_and_tokenizer
+from folovllm_lite.model_loader import get_model_and_tokenizer, resolve_checkpoint
 from folovllm_lite.sampling_params import SamplingParams
 
 
@@ -88,6 +91,50 @@ def _transformers(model: Any, prompts: list[list[int]], tokens: int) -> float:
     return spent
 
 
+def _ctranslate2(llm: LLM, folder: str) -> Callable[[list[list[int]], int], float]:
+    """CTranslate2 with the model of `llm`, converted into a folder.
+
+    Raises:
+        ValueError: if it isn't installed, or doesn't compute in the model's dtype.
+    """
+    if find_spec("ctranslate2") is None:
+        raise ValueError(
+            "the peer isn't installed: python -m pip install ctranslate2==4.8.5"
+        )
+    import ctranslate2
+
+    source = str(resolve_checkpoint(llm.model_config.model))
+    ctranslate2.converters.TransformersConverter(source).convert(folder, force=True)
+    generator = ctranslate2.Generator(
+        folder,
+        llm.device.type,
+        compute_type=_dtype(llm),
+        intra_threads=torch.get_num_threads(),
+    )
+    tokenizer = llm.llm_engine.tokenizer
+
+    def work(prompts: list[list[int]], tokens: int) -> float:
+        named = [tokenizer.convert_ids_to_tokens(ids) for ids in prompts]
+        began = time.perf_counter()
+        found = generator.generate_batch(
+            named,
+            min_length=tokens,
+            max_length=tokens,
+            include_prompt_in_result=False,
+        )
+        spent = time.perf_counter() - began
+        made = sum(len(each.sequences_ids[0]) for each in found)
+        if made != len(prompts) * tokens:
+            raise RuntimeError(f"the peer generated {made} tokens")
+        return spent
+
+    return work
+
+
+def _dtype(llm: LLM) -> str:
+    return str(llm.model.lm_head.weight.dtype).removeprefix("torch.")
+
+
 def run(llm: LLM, args: argparse.Namespace) -> Result:
     """Measure `llm`, and `args.peer` if it names one, turn by turn.
 
@@ -95,6 +142,11 @@ def run(llm: LLM, args: argparse.Namespace) -> Result:
         llm: loaded.
         args: requests, prompt_tokens, max_tokens, repeats, peer.
     """
+    with TemporaryDirectory() as folder:  # for a peer that reads no checkpoint
+        return _run(llm, args, folder)
+
+
+def _run(llm: LLM, args: argparse.Namespace, folder: str) -> Result:
     prompts = _prompts(llm, args.requests, args.prompt_tokens)
     engines = [(Measured("folovllm_lite"), lambda n: _ours(llm, prompts, n))]
     if args.peer == "transformers":
@@ -103,6 +155,9 @@ def run(llm: LLM, args: argparse.Namespace) -> Result:
         engines.append(
             (Measured("transformers"), lambda n: _transformers(peer, prompts, n))
         )
+    if args.peer == "ctranslate2":
+        converted = _ctranslate2(llm, folder)
+        engines.append((Measured("ctranslate2"), lambda n: converted(prompts, n)))
     for _, work in engines:
         work(min(4, args.max_tokens))  # the first call pays for what is made only once
     neighbours = Neighbours()
@@ -116,11 +171,10 @@ def run(llm: LLM, args: argparse.Namespace) -> Result:
         if llm.device.type == "cuda"
         else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     )
-    dtype = str(llm.model.lm_head.weight.dtype).removeprefix("torch.")
     return Result(
         work=f"{_count(args.requests, 'request')} of "
         f"{_count(args.prompt_tokens, 'token')}, "
-        f"{_count(args.max_tokens, 'new token')} each, greedy, {dtype}",
+        f"{_count(args.max_tokens, 'new token')} each, greedy, {_dtype(llm)}",
         machine=f"{device}, torch {torch.__version__}",
         tokens=args.requests * args.max_tokens,
         measured=[measured for measured, _ in engines],

@@ -6,17 +6,18 @@ parameters, so they can't be trained, and refuse to be copied, edited, moved or 
 Nothing here knows where keys and values live.
 
 For a few tokens of a small model even starting an operation takes longer than its work,
-and waiting for a second thread longer still: there a layer is two calls of compiled
-code on one thread, before and after `attend`. oneDNN, which PyTorch also calls mkldnn,
-is Intel's library of kernels for CPUs.
+and waiting for a second thread longer still: there all layers are one call of compiled
+code (`run_layers`). Many rows are shared among threads that take whole rows through all
+layers and never wait for each other on the way. oneDNN, which PyTorch also calls
+mkldnn, is Intel's library of kernels for CPUs.
 """
 
 from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -27,7 +28,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from folovllm_lite.attention import AttentionContext
-from folovllm_lite.flash import compiled, on_gpu
+from folovllm_lite.flash import (
+    TEAM,
+    FlashContext,
+    NumbaKernels,
+    attend_tiles_cpu,
+    compiled,
+    exp,
+    merge_tiles_cpu,
+    on_gpu,
+    store_tokens,
+)
 from folovllm_lite.gptq import QuantizedLinear, pack_levels, unpack_levels
 from folovllm_lite.qwen3 import MLP, Attention, Layer, Qwen3, RMSNorm, rotate
 
@@ -40,6 +51,11 @@ _FEW = 8
 # one buys a quarter at most, and waits at the end of each operation for the first:
 # where another program takes its core away, nine tenths are lost.
 _WORTH_SHARING = 10**8
+# Fewest rows that a thread takes through all layers, and those that it takes through a
+# part of one, which has to be worth a meeting afterwards.
+_ROWS_OF_STEP, _ROWS_OF_LAYER = 8, 64
+# One call for all layers attends on one thread: up to so many bytes a layer.
+_ATTENDS_ALONE = 2**22
 
 
 @torch.no_grad()
@@ -49,6 +65,8 @@ def prepare(model: Qwen3) -> Qwen3:
     The model is changed, and returned; memory holds its weights once.
     """
     _replace(model)
+    if all(type(each) is FastLayer and each.arrays for each in model.model.layers):
+        model.model.layers = nn.ModuleList([FastStack(model.model.layers)])
     if isinstance(model.lm_head, PackedLinear):
         model.lm_head.alone = True
     return model.eval()
@@ -134,9 +152,14 @@ class FastNorm(Prepared):
         n = weight.shape[-1]
         self.eps, self.on_cpu = eps, weight.device.type == "cpu"
         self.scale = weight.detach()
-        if self.on_cpu:
-            self.scale = self.scale.float() * math.sqrt(n)
-            self.floor = torch.tensor(math.sqrt(n * eps))
+        # The same for compiled code.
+        self.plain: tuple[np.ndarray, np.float32] | None = None
+        if not self.on_cpu:
+            return
+        if weight.dtype == torch.float32 and weight.dim() == 1:
+            self.plain = self.scale.contiguous().numpy(), np.float32(eps)
+        self.scale = self.scale.float() * math.sqrt(n)
+        self.floor = torch.tensor(math.sqrt(n * eps))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., n] to the same shape and dtype."""
@@ -144,6 +167,11 @@ class FastNorm(Prepared):
             if self.scale.dim() == 1:
                 return F.rms_norm(x, self.scale.shape, self.scale, self.eps)
             return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.scale
+        if self.plain and x.dtype == torch.float32:
+            rows = x.reshape(-1, x.shape[-1]).contiguous()
+            out = torch.empty_like(rows)
+            norm_rows(rows.numpy(), *self.plain, out.numpy())
+            return out.view(x.shape)
         wide = x.float()  # the same tensor if it is float32 already
         length = torch.linalg.vector_norm(wide, 2, -1, True)
         return (wide / torch.hypot(length, self.floor) * self.scale).to(x.dtype)
@@ -206,21 +234,50 @@ class PackedLinear(FastLinear):
         return out[:T] if more else out
 
 
-@contextmanager
-def threads_for(weights: int, tokens: int) -> Iterator[None]:
+def threads_for(weights: int, tokens: int) -> AbstractContextManager:
     """One thread inside, if that is enough for so many weights and tokens.
 
     Reading a weight from memory takes as long as multiplying it a few times.
     """
+    return one_thread(weights * max(tokens, 8) < _WORTH_SHARING)
+
+
+@contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """PyTorch computes on the caller's thread alone inside, if that is `wanted`."""
     before = torch.get_num_threads()
-    one = before > 1 and weights * max(tokens, 8) < _WORTH_SHARING
-    if one:
+    if wanted:
         torch.set_num_threads(1)
     try:
         yield
     finally:
-        if one:
+        if wanted:
             torch.set_num_threads(before)
+
+
+def for_a_step(model: Qwen3) -> AbstractContextManager:
+    """What to compute a whole step in, sampling and all.
+
+    Where compiled code shares the work, OpenMP's threads would only be in its way: they
+    spin for a while after each operation.
+    """
+    return one_thread(isinstance(model.model.layers[0], FastStack))
+
+
+def share(work: Callable[[slice], None], rows: int, least: int) -> None:
+    """Call work for parts of `rows` rows, at least so many, each on one thread."""
+    parts = min(rows // least, TEAM.helpers + 1)
+    inference = torch.is_inference_mode_enabled()  # another thread doesn't know
+
+    def part(i: int) -> None:
+        with torch.inference_mode(inference), one_thread():
+            work(slice(rows * i // parts, rows * (i + 1) // parts))
+
+    if parts > 1:
+        TEAM.run(part, parts)
+    else:
+        with one_thread():
+            work(slice(0, rows))
 
 
 def linear(*layers: nn.Linear | QuantizedLinear) -> Prepared:
@@ -523,56 +580,142 @@ class FastMLP(Prepared):
 
 
 class FastLayer(Prepared):
-    """`qwen3.Layer` on few threads, and with few tokens in two calls."""
+    """`qwen3.Layer`; a small one in float32 is compiled, but for many tokens' products.
+
+    Those are oneDNN's.
+    """
 
     def __init__(self, plain: Layer):
         super().__init__()
         self.size = sum(_weights(module) for module in plain.modules())
         self.on_cpu = plain.input_layernorm.weight.device.type == "cpu"
-        first, second = plain.input_layernorm, plain.post_attention_layernorm
         self.self_attn, self.mlp = plain.self_attn, plain.mlp
-        self.input_layernorm, self.post_attention_layernorm = first, second
+        self.input_layernorm = plain.input_layernorm
+        self.post_attention_layernorm = plain.post_attention_layernorm
         _replace(self)
-        self.few: tuple[tuple, tuple] | None = None
+        # What `before_attention` and `after_attention` are given.
+        self.arrays: tuple[tuple, tuple] | None = None
         attention, mlp = self.self_attn, self.mlp
         if not (type(attention) is FastAttention and type(mlp) is FastMLP):
             return
-        parts = (
+        products = (
             attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
         )  # fmt: skip
-        if all(isinstance(part, FastLinear) and part.few for part in parts):
-            qkv, o, gate_up, down = (part.few for part in parts)
-            self.few = (
-                (*_norm(first), *qkv, *attention.norm_of_heads),
-                (*o, *_norm(second), *gate_up, *down),
+        if all(isinstance(each, FastLinear) and each.few for each in products):
+            qkv, o, gate_up, down = (each.few for each in products)
+            first, second = self.input_layernorm, self.post_attention_layernorm
+            self.arrays = (
+                (*first.plain, *qkv, *attention.norm_of_heads),
+                (*o, *second.plain, *gate_up, *down),
             )
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext
     ) -> Tensor:
         """Map x [T, E] to [T, E]."""
-        if self.few and len(x) <= _FEW:
-            return self._few(x.contiguous(), cos, sin, ctx)
+        if self.arrays:
+            return self._compiled(x.contiguous(), cos, sin, ctx)
         with threads_for(self.size, len(x)) if self.on_cpu else nullcontext():
             x = x + self.self_attn(self.input_layernorm(x), cos, sin, ctx)
             return x + self.mlp(self.post_attention_layernorm(x))
 
-    def _few(
+    def _compiled(
         self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext
     ) -> Tensor:
-        before, after = self.few
-        attention, T = self.self_attn, len(x)
-        Hq, both = attention.cuts
-        qk = x.new_empty(T, both, attention.D)
-        v = x.new_empty(T, both - Hq, attention.D)
-        turn = cos.numpy(), sin.numpy()
-        before_attention(x.numpy(), *before, *turn, qk.numpy(), v.numpy())
-        out = ctx.attend(attention.layer, qk[:, :Hq], qk[:, Hq:], v)  # [T, Hq, D]
-        made = torch.empty_like(x)
-        after_attention(
-            out.reshape(T, -1).contiguous().numpy(), x.numpy(), *after, made.numpy()
-        )
-        return made
+        q, k, v = self.queries(len(x))
+        given, sizes = (x, cos, sin, q, k, v), (len(x), _ROWS_OF_LAYER)
+        share(lambda rows: self.before(*(each[rows] for each in given)), *sizes)
+        attended = ctx.attend(self.self_attn.layer, q, k, v).contiguous()
+        out = torch.empty_like(x)
+        share(lambda rows: self.after(attended[rows], x[rows], out[rows]), *sizes)
+        return out
+
+    def queries(self, T: int) -> list[Tensor]:
+        """Room for q [T, Hq, D] and k, v [T, Hkv, D]."""
+        Hq, both = self.self_attn.cuts
+        heads = Hq, both - Hq, both - Hq
+        return [torch.empty(T, H, self.self_attn.D) for H in heads]
+
+    def before(self, x: Tensor, *given: Tensor) -> None:
+        """Fill q, k and v of some rows; given is cos, sin, q, k, v."""
+        arrays, given = self.arrays[0], [each.numpy() for each in given]
+        if len(x) <= _FEW:
+            before_attention(x.numpy(), *arrays, *given)
+            return
+        norm, eps, _, _, *heads = arrays
+        normed = torch.empty_like(x)
+        norm_rows(x.numpy(), norm, eps, normed.numpy())
+        made = self.self_attn.qkv_proj.multiply(normed)
+        turn_heads(made.numpy(), *heads, *given)
+
+    def after(self, attended: Tensor, x: Tensor, out: Tensor) -> None:
+        """Fill out [T, E] of some rows, which may be x; attended [T, Hq, D]."""
+        arrays, attended = self.arrays[1], attended.flatten(1)
+        if len(x) <= _FEW:
+            after_attention(attended.numpy(), x.numpy(), *arrays, out.numpy())
+            return
+        _, _, norm, eps, *_ = arrays
+        stream = self.self_attn.o_proj.multiply(attended)
+        normed = torch.empty_like(x)
+        add_rows(stream.numpy(), x.numpy(), stream.numpy())
+        norm_rows(stream.numpy(), norm, eps, normed.numpy())
+        both = self.mlp.gate_up_proj.multiply(normed)
+        inner = torch.empty(len(x), both.shape[1] // 2)
+        gate_rows(both.numpy(), inner.numpy())
+        more = self.mlp.down_proj.multiply(inner)
+        add_rows(stream.numpy(), more.numpy(), out.numpy())
+
+
+class FastStack(Prepared):
+    """All layers as one, for steps in which every sequence decodes.
+
+    For few tokens they are one call of compiled code: Python begins some 20 operations
+    a layer, one after the other, and for one token of a small model that takes longer
+    than the work. A GPU has CUDA graphs against it. Many tokens are shared among
+    threads, each of which takes its rows through all layers.
+    """
+
+    def __init__(self, layers: nn.ModuleList):
+        super().__init__()
+        self.layers = layers
+        every = [(*layer.arrays[0], *layer.arrays[1]) for layer in layers]
+        self.arrays = [
+            np.stack(each) if isinstance(each[0], np.ndarray) else each[0]
+            for each in zip(*every, strict=True)
+        ]
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, ctx: AttentionContext
+    ) -> Tensor:
+        """Map x [T, E] to [T, E]: the residual stream after all layers."""
+        T = len(x)
+        # A context of another kind attends as it likes.
+        kernels = ctx.rows_alone if isinstance(ctx, FlashContext) else None
+        if kernels and T <= _FEW and kernels.size <= _ATTENDS_ALONE:
+            x = x.clone()
+            turn = cos.numpy(), sin.numpy()
+            run_layers(x.numpy(), *self.arrays, *turn, *kernels.plan)
+        elif kernels and T >= 2 * _ROWS_OF_STEP and kernels.independent:
+            x = x.clone()
+
+            def work(rows: slice) -> None:
+                self._run(x[rows], cos[rows], sin[rows], kernels.part(rows))
+
+            share(work, T, _ROWS_OF_STEP)
+        else:
+            for layer in self.layers:
+                x = layer(x, cos, sin, ctx)
+        return x
+
+    def _run(self, x: Tensor, cos: Tensor, sin: Tensor, kernels: NumbaKernels) -> None:
+        """All layers on some rows x, which are changed."""
+        q, k, v = self.layers[0].queries(len(x))
+        out = torch.empty_like(q)
+        for i, layer in enumerate(self.layers):
+            layer.before(x, cos, sin, q, k, v)
+            kernels.store(i, k, v)
+            kernels.attend(i, q, out)
+            layer.after(out, x, x)
 
 
 def _weights(module: nn.Module) -> int:
@@ -580,10 +723,6 @@ def _weights(module: nn.Module) -> int:
     if isinstance(module, nn.Linear | QuantizedLinear):
         return module.in_features * module.out_features
     return 0
-
-
-def _norm(plain: RMSNorm) -> tuple[np.ndarray, np.float32]:
-    return plain.weight.detach().numpy(), np.float32(plain.eps)
 
 
 @compiled
@@ -601,7 +740,7 @@ def multiply_few(x, weight, bias, out):
 
 
 @compiled
-def norm_few(x, weight, eps, out):
+def norm_rows(x, weight, eps, out):
     """RMSNorm of rows x [T, n] into out [T, n]; weight [n]."""
     T, n = x.shape
     for t in range(T):
@@ -614,34 +753,62 @@ def norm_few(x, weight, eps, out):
 
 
 @compiled
-def before_attention(x, norm, eps, qkv, bias, weights, head_eps, cos, sin, qk, v):
-    """Norm, the product for q, k and v, the norms of the heads, and the rotation.
+def add_rows(a, b, out):
+    """Write a + b into out, all [T, n]."""
+    T, n = a.shape
+    for t in range(T):
+        for i in range(n):
+            out[t, i] = a[t, i] + b[t, i]
 
-    x [T, E]; weights [Hq + Hkv, D] of the heads' norms, or empty; cos, sin [T, 1, D];
-    qk [T, Hq + Hkv, D] and v [T, Hkv, D] are written.
+
+@compiled
+def gate_rows(both, out):
+    """silu(gate) * up into out [T, M]; both [T, 2 M] holds gate and up."""
+    T, M = out.shape
+    for t in range(T):
+        for i in range(M):
+            gate = both[t, i]
+            out[t, i] = gate / (np.float32(1) + exp(-gate)) * both[t, M + i]
+
+
+@compiled
+def turn_heads(made, heads, eps, cos, sin, q, k, v):
+    """The norms of the heads, and the rotation: made [T, (Hq + 2 Hkv) D] to q, k, v.
+
+    heads [Hq + Hkv, D], weights of the norms, or empty; cos, sin [T, 1, D]; q [T, Hq,
+    D] and k, v [T, Hkv, D] are written; made is changed.
     """
-    T, H, D = qk.shape
-    normed = np.empty_like(x)
-    norm_few(x, norm, eps, normed)
-    made = np.empty((T, len(qkv)), np.float32)
-    multiply_few(normed, qkv, bias, made)
-    half = D // 2
+    T, Hq, D = q.shape
+    Hkv, half = k.shape[1], D // 2
     for t in range(T):  # views of a row would take seconds to compile
-        for h in range(H):
+        for h in range(Hq + Hkv):
             first = h * D
-            if len(weights):
+            if len(heads):
                 squares = np.float32(0)
                 for i in range(first, first + D):
                     squares += made[t, i] * made[t, i]
-                down = np.float32(1) / np.sqrt(squares / np.float32(D) + head_eps)
+                down = np.float32(1) / np.sqrt(squares / np.float32(D) + eps)
                 for i in range(D):
-                    made[t, first + i] *= down * weights[h, i]
+                    made[t, first + i] *= down * heads[h, i]
+            to, place = (q, h) if h < Hq else (k, h - Hq)
+            for i in range(half):
+                j = half + i
+                a, b = made[t, first + i], made[t, first + j]
+                to[t, place, i] = a * cos[t, 0, i] + b * sin[t, 0, i]
+                to[t, place, j] = b * cos[t, 0, j] + a * sin[t, 0, j]
+        for h in range(Hkv):
             for i in range(D):
-                other = made[t, first + (i + half if i < half else i - half)]
-                qk[t, h, i] = made[t, first + i] * cos[t, 0, i] + other * sin[t, 0, i]
-        for h in range(v.shape[1]):
-            for i in range(D):
-                v[t, h, i] = made[t, (H + h) * D + i]
+                v[t, h, i] = made[t, (Hq + Hkv + h) * D + i]
+
+
+@compiled
+def before_attention(x, norm, eps, qkv, bias, heads, head_eps, cos, sin, q, k, v):
+    """A layer until attention: norm, the product for q, k and v, and `turn_heads`."""
+    normed = np.empty_like(x)
+    norm_rows(x, norm, eps, normed)
+    made = np.empty((len(x), len(qkv)), np.float32)
+    multiply_few(normed, qkv, bias, made)
+    turn_heads(made, heads, head_eps, cos, sin, q, k, v)
 
 
 @compiled
@@ -649,18 +816,46 @@ def after_attention(
     attended, x, o, o_bias, norm, eps, gate_up, gate_up_bias, down, down_bias, out
 ):
     """The rest of a layer: o and the MLP, each added to the stream x [T, E]."""
-    T, E = x.shape
-    M = down.shape[1]
+    T = len(x)
     stream, normed = np.empty_like(x), np.empty_like(x)
     multiply_few(attended, o, o_bias, stream)
-    stream += x
-    norm_few(stream, norm, eps, normed)
-    both = np.empty((T, 2 * M), np.float32)
+    add_rows(stream, x, stream)
+    norm_rows(stream, norm, eps, normed)
+    both = np.empty((T, len(gate_up)), np.float32)
     multiply_few(normed, gate_up, gate_up_bias, both)
-    inner = np.empty((T, M), np.float32)
-    for t in range(T):
-        for i in range(M):
-            gate = both[t, i]
-            inner[t, i] = gate / (np.float32(1) + np.exp(-gate)) * both[t, M + i]
+    inner = np.empty((T, down.shape[1]), np.float32)
+    gate_rows(both, inner)
     multiply_few(inner, down, down_bias, out)
-    out += stream
+    add_rows(stream, out, out)
+
+
+@compiled
+def run_layers(
+    x, first, eps, qkv, qkv_bias, heads, head_eps,
+    o, o_bias, second, eps_2, gate_up, gate_up_bias, down, down_bias,
+    cos, sin, pool, slots, rows, tables, tiles,
+):  # fmt: skip
+    """All layers, one after the other, on the stream x [T, E], which is changed.
+
+    Weights are those of a layer with one dimension more, the layers; pool to tiles are
+    the plan of `flash.NumbaKernels`.
+    """
+    Hkv, D = pool.shape[2], pool.shape[5]
+    T, M, Hq = len(x), len(tiles), qkv.shape[1] // D - 2 * Hkv
+    q, out = np.empty((T, Hq, D), np.float32), np.empty((T, Hq, D), np.float32)
+    k, v = np.empty((T, Hkv, D), np.float32), np.empty((T, Hkv, D), np.float32)
+    best, total = np.empty((M, Hq), np.float32), np.empty((M, Hq), np.float32)
+    parts = np.empty((M, Hq, D), np.float32)
+    for i in range(len(qkv)):
+        before_attention(
+            x, first[i], eps, qkv[i], qkv_bias[i], heads[i], head_eps, cos, sin, q, k, v
+        )
+        store_tokens(pool, i, slots, k, v)
+        attend_tiles_cpu(
+            q, pool, i, rows, tables, tiles, 0, M * Hkv, best, total, parts
+        )
+        merge_tiles_cpu(rows, tiles, best, total, parts, out)
+        after_attention(
+            out.reshape(T, Hq * D), x, o[i], o_bias[i], second[i], eps_2,
+            gate_up[i], gate_up_bias[i], down[i], down_bias[i], x,
+        )  # fmt: skip

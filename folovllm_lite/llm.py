@@ -262,8 +262,10 @@ class _Watchers:
                 self.known[request.request_id] = watch, here
             return [self.engine.enqueue(request) for request in requests]
 
-    def tell(self, changed: list[RequestState]) -> bool:
-        """Let them know of what a step has changed; whether there was anything."""
+    def step(self) -> bool:
+        """Compute a step, and let them know; whether it has changed anything."""
+        with fast.for_a_step(self.engine.model):
+            changed = self.engine.compute()
         for state in changed:
             if state.request.request_id in self.known:
                 watch, _ = self.known[state.request.request_id]
@@ -404,31 +406,27 @@ class LLM:
         messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
         use_tqdm: bool = True,
-        *,
-        chat_template: str | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: list[dict[str, Any]] | None = None,
-        chat_template_kwargs: dict[str, Any] | None = None,
+        **chat_options: Any,
     ) -> list[RequestOutput]:
         """Answer conversations, each a list of {"role": ..., "content": ...}.
 
-        Args and errors are those of `generate` and of `InputProcessor.chat`; one
-        conversation counts as a list of one.
+        Args:
+            messages: one conversation, or a list of several.
+            sampling_params: as for `generate`.
+            use_tqdm: likewise.
+            chat_options: vLLM's chat_template, add_generation_prompt,
+                continue_final_message, tools and chat_template_kwargs, see
+                `InputProcessor.chat`.
+
+        Raises:
+            TypeError, ValueError: as `generate` and `InputProcessor.chat` raise.
         """
         several = (
             isinstance(messages, list) and messages and isinstance(messages[0], list)
         )
         conversations = messages if several else [messages]
         prompts = [
-            self.llm_engine.processor.chat(
-                conversation,
-                chat_template=chat_template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tools=tools,
-                chat_template_kwargs=chat_template_kwargs,
-            )
+            self.llm_engine.processor.chat(conversation, **chat_options)
             for conversation in conversations
         ]
         return self._run(self._requests(prompts, sampling_params), use_tqdm)
@@ -471,7 +469,7 @@ class LLM:
 
         If another stream or `generate` drives the engine, the next has all said since.
         """
-        engine, watchers, unread = self.llm_engine, self._watchers, None
+        watchers, unread = self._watchers, None
 
         def watch(state: RequestState) -> None:
             nonlocal unread
@@ -485,7 +483,7 @@ class LLM:
                 while not finished:
                     with watchers.lock:
                         if unread is None and not state.finished:
-                            watchers.tell(engine.compute())
+                            watchers.step()
                         if unread is None and not state.finished:
                             continue
                         unread, output = None, state.output()
@@ -519,7 +517,7 @@ class LLM:
 
     def _run(self, requests: list[Request], use_tqdm: bool) -> list[RequestOutput]:
         """Serve requests to the end, all at once; outputs in their order."""
-        engine, watchers, ended = self.llm_engine, self._watchers, []
+        watchers, ended = self._watchers, []
 
         def watch(state: RequestState) -> None:
             if state.finished:
@@ -536,7 +534,7 @@ class LLM:
                 left = dict(zip(ids, states, strict=True))
                 while left:
                     with watchers.lock:  # another thread's step may have ended some
-                        if not ended and not watchers.tell(engine.compute()):
+                        if not ended and not watchers.step():
                             # Nothing changed: some were perhaps aborted from elsewhere.
                             ended += [each for each in left.values() if each.finished]
                         ready, ended[:] = list(ended), []

@@ -28,43 +28,33 @@ class Memory(Protocol):
 
     def found(self, seq: Sequence) -> int:
         """How many tokens of a waiting sequence are there already."""
-        ...
 
     def place(self, seq: Sequence, end: int) -> bool:
         """Let it begin, or come back, with room for its first `end` tokens."""
-        ...
 
     def grow(self, seq: Sequence, end: int) -> bool:
         """Give a running one room for its first `end` tokens."""
-        ...
 
     def release(self, seq: Sequence) -> None:
         """Take everything back; one that holds nothing is fine."""
-        ...
 
     def swap_out(self, seq: Sequence) -> bool:
         """Move it to CPU memory."""
-        ...
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let `child` begin with what `parent` has."""
-        ...
 
     def offer(self, seq: Sequence, end: int) -> None:
         """Its first `end` tokens may be found by others from now on."""
-        ...
 
     def withdraw(self, seq: Sequence) -> None:
         """And now no more: what was planned was never computed."""
-        ...
 
     def clear(self) -> None:
         """Forget everybody."""
-        ...
 
     def stats(self) -> dict[str, float]:
         """What there is, and how much of it is in use."""
-        ...
 
 
 @dataclass(slots=True)

@@ -112,7 +112,7 @@ def _causal(p: SimpleNamespace) -> None:
 )
 def _behind_a_past(p: SimpleNamespace) -> None:
     """Where a query stands is said by q_positions: a chunk sees all of its past, and
-    keys behind it stay hidden.
+    later keys stay hidden.
     """
     v = _counting(4)
     for positions, length in (

@@ -1204,16 +1204,18 @@ def _llm_refuses(p: SimpleNamespace) -> None:
     """A prompt that can't be served is a ValueError, and the engine goes on."""
     asked = SamplingParams(temperature=0, max_tokens=2)
     vocabulary = _package_llm().model.config.vocab_size
-    for prompt, word in (
-        ("", "empty"),
+    for prompt, *words in (
+        ("",),
         ({"prompt_token_ids": [vocabulary]}, str(vocabulary)),
     ):
         given = f"generate([{prompt!r}])"
         expect_error(
-            given, lambda w=prompt: _llm(p).generate([w], asked), ValueError, word
+            given, lambda w=prompt: _llm(p).generate([w], asked), ValueError, *words
         )
         given = f"stream({prompt!r}), nothing is asked of it yet"
-        expect_error(given, lambda w=prompt: _llm(p).stream(w, asked), ValueError, word)
+        expect_error(
+            given, lambda w=prompt: _llm(p).stream(w, asked), ValueError, *words
+        )
     best = SamplingParams(n=1, best_of=2, max_tokens=2)
     given = "stream('Once', n=1, best_of=2), which can't be shown before its end"
     expect_error(given, lambda: _llm(p).stream("Once", best), ValueError)
@@ -1222,7 +1224,7 @@ def _llm_refuses(p: SimpleNamespace) -> None:
         Qwen3, "forward", lambda *given: run.append(1) or forward(*given)
     ):
         call = lambda: _llm(p).generate(["Once", ""], asked)  # noqa: E731
-        expect_error("generate(['Once', ''])", call, ValueError, "empty")
+        expect_error("generate(['Once', ''])", call, ValueError)
     expect("generate(['Once', '']), refused: passes for 'Once'", len(run), 0)
     _compare(p, ["Once"], temperature=0, max_tokens=2)
 

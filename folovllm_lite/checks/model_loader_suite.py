@@ -1165,8 +1165,8 @@ def _renamed_strictly(p: SimpleNamespace) -> None:
     changed.
     """
     for given, changes, words in (
-        ("no module.scale", {"scale": None}, ["missing", "scale"]),
-        ("module.gate", {"gate": _numbers(2)}, ["unexpected", "gate"]),
+        ("no module.scale", {"scale": None}, ["scale"]),
+        ("module.gate", {"gate": _numbers(2)}, ["gate"]),
         ("module.scale is [1]", {"scale": _numbers(1)}, ["scale", "[1]", "[2]"]),
     ):
         with _folder() as folder:

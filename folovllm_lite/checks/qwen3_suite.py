@@ -1007,7 +1007,7 @@ def _positions(p: SimpleNamespace) -> None:
     "Qwen3", hint="nothing in the model may depend on how many tokens came"
 )
 def _chunks(p: SimpleNamespace) -> None:
-    """A chunk behind a cached past gives what the whole would: 5 tokens, or 3 and 2, or
+    """A chunk after a cached past gives what the whole would: 5 tokens, or 3 and 2, or
     one after the other.
     """
     model, tensors = _model(p)

@@ -643,12 +643,13 @@ def _half(p: SimpleNamespace) -> None:
 def _bad_rows(p: SimpleNamespace) -> None:
     """A row of NaN, with +inf, or with nothing left is a ValueError naming the row."""
     for bad in ([math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]):
-        logits = torch.tensor([[0.0, 0.0], bad])
+        logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], bad])
         for name, call in (
             ("check_logits", lambda x=logits: p.check_logits(x)),
-            ("sample", lambda x=logits: p.sample(x, [_row(), _row()])),
+            ("sample", lambda x=logits: p.sample(x, [_row()] * 3)),
         ):
-            expect_error(f"{name}, rows [0, 0] and {bad}", call, ValueError, "row 1")
+            given = f"{name}, rows [0, 0], [0, 0] and {bad}"
+            expect_error(given, call, ValueError, "2")
 
 
 @_SUITE.property(

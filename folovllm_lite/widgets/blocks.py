@@ -13,7 +13,7 @@ from folovllm_lite import viz
 from folovllm_lite.block_manager import BlockManager
 from folovllm_lite.config import SchedulerConfig
 from folovllm_lite.scheduler import Scheduler
-from folovllm_lite.widgets.dials import WAITS, beside, framed, narrow, spoken
+from folovllm_lite.widgets.dials import beside, framed, narrow, spoken
 from folovllm_lite.widgets.pool_picture import PoolView, draw_pool, view_pool
 from folovllm_lite.widgets.schedule import Job, Schedule, run_schedule
 
@@ -153,7 +153,7 @@ class BlockExplorer:
         self.step.observe(lambda _: self._show(), "value")
         # The order of the Tab key is the order in this list.
         dials = [self.step, self.blocks, self.block_size, self.n, self.swap]
-        self.box = beside([*dials, self.status, w.HTML(WAITS)], self.figure)
+        self.box = beside([*dials, self.status], self.figure)
         self._serve()
         self.step.value = step
 

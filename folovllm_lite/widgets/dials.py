@@ -7,13 +7,24 @@ from folovllm_lite import viz
 from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.viz.picture import visible
 
-# What ipywidgets has no setting for.
-_STYLE = (
-    "<style>.folo-explorer .widget-inline-hbox .widget-label{text-align:left}"
-    ".folo-explorer .widget-html-content{line-height:1.35}"
-    ".folo-explorer select{min-height:28px}</style>"
-)
-WAITS = "Dials and buttons answer when no cell is running."
+# What ipywidgets has no setting for. While a cell runs, no kernel can say that dials
+# have to wait: JupyterLab's page knows, in its toolbar; other pages get a sentence.
+# A dial keeps the kernel busy too, for a moment: hence the second before it is said.
+_STYLE = """<style>
+.folo-explorer .widget-inline-hbox .widget-label{text-align:left}
+.folo-explorer .widget-html-content{line-height:1.35}
+.folo-explorer select{min-height:28px}
+.folo-waits{min-height:2.7em}
+.folo-busy,
+.jp-NotebookPanel:has(.jp-Notebook-ExecutionIndicator) .folo-always{display:none}
+.jp-NotebookPanel:has(.jp-Notebook-ExecutionIndicator[data-status="busy"]) .folo-busy
+{display:block;font-weight:bold;animation:folo-late 1s}
+@keyframes folo-late{from,99%{opacity:0}to{opacity:1}}
+</style>"""
+_WAITS = """<div class="folo-waits">
+<div class="folo-always">Dials and buttons answer when no cell is running.</div>
+<div class="folo-busy">A cell is running: dials and buttons wait for it.</div>
+</div>"""
 TOP_K = (*range(1, 11), 12, 15, 20, 30, 50, 100)  # where the slider can stand
 
 
@@ -60,7 +71,7 @@ def beside(controls: list, picture: Any) -> Any:
     """Controls in a column, and the picture beside it, in a narrow window below."""
     import ipywidgets as w
 
-    column = w.VBox(controls, layout=w.Layout(flex="0 0 270px"))
+    column = w.VBox([*controls, w.HTML(_WAITS)], layout=w.Layout(flex="0 0 270px"))
     room = w.Box([picture], layout=w.Layout(flex="1 1 480px", min_width="0"))
     picture.layout.width = "100%"
     style = w.HTML(_STYLE)

@@ -10,7 +10,6 @@ from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.viz.tree import branches, draw_generation
 from folovllm_lite.viz.words import label, share_words
 from folovllm_lite.widgets.dials import (
-    WAITS,
     beside,
     framed,
     grid,
@@ -111,8 +110,7 @@ class GenerationExplorer:
         ]  # fmt: skip
         self.box = beside(self.controls, self.figure)
         made = len(self.tree.path) - 1
-        begun = f"{made} tokens are generated." if made else "Nothing is generated."
-        self._show(f"{begun} {WAITS}")
+        self._show(f"{made} tokens are generated." if made else "Nothing is generated.")
 
     @property
     def params(self) -> SamplingParams:

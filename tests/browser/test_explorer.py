@@ -102,3 +102,18 @@ def test_the_explorer_of_notebook_03(lab, page):  # noqa: F811
     assert "temperature 1 gives" not in picture.text_content()
     box.get_by_text("Draw a token").click()
     box.get_by_text("1 drawn, the last one was").wait_for(timeout=10_000)
+
+
+def test_it_says_that_a_cell_is_running(lab, page):  # noqa: F811
+    """Under Run All the dials are there long before anything answers them."""
+    made = notebook()
+    wait = nbformat.v4.new_code_cell("import time; time.sleep(5)", id="wait")
+    made["cells"].append(dict(wait))
+    page.goto(lab(made))
+    page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=60_000)
+    page.locator(".lm-MenuBar-item", has_text="Run").first.click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    sign = page.locator(".folo-explorer").get_by_text("A cell is running")
+    sign.wait_for(state="visible", timeout=60_000)
+    page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=60_000)
+    sign.wait_for(state="hidden", timeout=10_000)

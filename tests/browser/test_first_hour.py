@@ -103,7 +103,7 @@ def test_lab_save_solve_test_and_git_sees_nothing(clone, start, page):  # noqa: 
 
     os.killpg(lab.process.pid, signal.SIGINT)  # one Ctrl-C, as it says
     assert "Ctrl-C here ends it" in lab.printed
-    lab.process.wait(30)
+    lab.process.wait(120)
     assert "Traceback" not in lab.printed
 
     assert git(clone, "status", "--porcelain") == ""

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from folovllm_lite import LLM, LLMEngine, SamplingParams
+from folovllm_lite import LLM, LLMEngine, SamplingParams, fast, flash
 from folovllm_lite.generation import generate
 from folovllm_lite.qwen3 import Qwen3
 from tests.helpers import make_checkpoint
@@ -193,13 +193,29 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_every_schedule_gives_the_tokens_of_the_plain_loop(checkpoint):
+    run(checkpoint, 1000)
+
+
+@pytest.mark.parametrize("few", [0, 8], ids=["oneDNN", "compiled"])
+def test_so_does_every_schedule_that_threads_share(checkpoint, few, monkeypatch):
+    """Small steps stay on one thread: here every one is shared."""
+    monkeypatch.setattr(fast, "_FEW", few)
+    for name in ("_ROWS_OF_STEP", "_ROWS_OF_LAYER"):
+        monkeypatch.setattr(fast, name, 1)
+    monkeypatch.setattr(flash, "_WORTH_SHARING", 0)
+    for module in (fast, flash):
+        monkeypatch.setattr(module, "TEAM", flash.Team(2))
+    run(checkpoint, 200)
+
+
+def run(checkpoint, examples):
     Machine.checkpoint, Machine.engines = checkpoint, {}
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=1000,
+            max_examples=examples,
             stateful_step_count=12,
             deadline=None,
             derandomize=True,

@@ -12,8 +12,10 @@ from torch import nn
 from folovllm_lite import fast, qwen3
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.config import ModelConfig
+from folovllm_lite.flash import FlashContext, NumbaKernels, Team
 from folovllm_lite.generation import generate
 from folovllm_lite.model_loader import EMBEDDED_MODEL, ModelLoader
+from folovllm_lite.paged import PagedContext, PagedKVCache, Segment
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.sampling_params import SamplingParams
 from tests.helpers import make_checkpoint
@@ -84,6 +86,86 @@ def test_the_embedded_model_says_the_same_tokens():
         assert one.outputs[0].token_ids == two.outputs[0].token_ids
 
 
+def decoding(config, T, seed=0):
+    """Ids, and the four things that make a context, of T sequences that decode.
+
+    The pool holds their past, and NaN where nothing was written.
+    """
+    dice = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 40, (T,), generator=dice).tolist()
+    counts = [-(-length // 4) for length in lengths]
+    cache = PagedKVCache(config, sum(counts), 4)
+    torch.nn.init.normal_(cache.pool, generator=dice)
+    ids = torch.randperm(sum(counts), generator=dice).tolist()
+    slots, segments = [], []
+    for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        blocks, ids = ids[:count], ids[count:]
+        last, offset = blocks[-1], (length - 1) % 4
+        cache.pool[:, :, :, last, offset:] = torch.nan
+        slots.append(last * 4 + offset)
+        segments.append(Segment(row, row + 1, length, blocks))
+    tokens = torch.randint(2, config.vocab_size, (T,), generator=dice)
+    step = torch.tensor(lengths) - 1, torch.tensor(slots), segments
+    return tokens, (cache, *step)
+
+
+def copied(cache):
+    made = copy.deepcopy(cache)
+    made.slots = [[x.flatten(1, 2) for x in kind] for kind in made.pool]
+    return made
+
+
+def expect_alike_decoding(prepared, plain, rows=(1, 5, 8, 9, 16, 40)):
+    """The same states and the same pool, though nothing but the numbers is shared."""
+    for T in rows:
+        tokens, (cache, *step) = decoding(plain.config, T)
+        other = copied(cache)
+        want = plain(tokens, PagedContext(other, *step))
+        got = prepared(tokens, FlashContext(cache, *step))
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            cache.pool, other.pool, atol=1e-4, rtol=0, equal_nan=True
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("few", [0, 8], ids=["oneDNN", "compiled"])
+@pytest.mark.parametrize("helpers", [0, 2])
+@pytest.mark.parametrize("family, changes", FAMILIES, ids=lambda value: str(value)[:40])
+def test_a_decoding_step_gives_the_plain_ones_states(
+    family, changes, helpers, few, tmp_path, monkeypatch
+):
+    """In one call, or shared among threads that take whole rows."""
+    monkeypatch.setattr(fast, "_FEW", few)
+    monkeypatch.setattr(fast, "TEAM", Team(helpers))
+    path = make_checkpoint(tmp_path, family, **changes)
+    expect_alike_decoding(fast.prepare(load(path)), load(path))
+
+
+def test_rows_that_read_what_others_store_keep_together(path):
+    """A prefix that was found in the step that computes it, or a short chunk's rows."""
+    _, (cache, _, slots, segments) = decoding(load(path).config, 20)
+    assert NumbaKernels(cache, slots, segments).independent
+    reads = segments[3]
+    reads.blocks = [segments[7].blocks[-1], *reads.blocks]
+    reads.end += 4
+    assert not NumbaKernels(cache, slots, segments).independent
+
+
+def test_a_small_models_step_keeps_to_one_thread(path):
+    """All of it: OpenMP's threads would spin where the team's want to work."""
+    small, other = fast.prepare(load(path)), fast.prepare(load(path, torch.bfloat16))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for model, count in ((small, 1), (other, 2), (load(path), 2)):
+            with fast.for_a_step(model):
+                assert torch.get_num_threads() == count
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
 def test_every_layer_is_replaced_and_holds_no_parameter(path):
     model = load(path)
@@ -118,7 +200,7 @@ def test_what_it_makes_cannot_be_changed(path):
         with pytest.raises(TypeError, match="is for inference alone"):
             forbidden()
     with pytest.raises(AttributeError, match="'FastAttention' .* 'q_proj'"):
-        model.model.layers[0].self_attn.q_proj.weight.mul_(2)
+        model.model.layers[0].layers[0].self_attn.q_proj.weight.mul_(2)
     assert not model.lm_head.weight.numel(), "there is nothing to edit"
     with torch.no_grad():
         expect_alike(model.eval(), plain)
@@ -168,11 +250,12 @@ def test_small_work_keeps_to_one_thread():
 def test_a_row_alone_and_among_others_is_the_same(path):
     """Compiled code for eight tokens, oneDNN for nine; a text of the last of them."""
     model = fast.prepare(load(path))
+    embed, mlp = model.model.embed_tokens, model.model.layers[0].layers[0].mlp
     for T in (8, 9):
         ids = torch.arange(5, 5 + T)
-        many = model.model.layers[0].mlp(model.model.embed_tokens(ids))
+        many = mlp(embed(ids))
         for t in range(T):
-            alone = model.model.layers[0].mlp(model.model.embed_tokens(ids[t : t + 1]))
+            alone = mlp(embed(ids[t : t + 1]))
             torch.testing.assert_close(alone[0], many[t], atol=1e-5, rtol=0)
 
 
@@ -190,7 +273,9 @@ def heads_share_the_query_norm(self, plain):
     real(self, plain)
     if plain.q_norm is not None:
         n = len(self.qk_norm.scale)
-        self.qk_norm = fast.FastNorm(plain.q_norm.weight.expand(n, -1), 1e-6)
+        weights, eps = plain.q_norm.weight.expand(n, -1), plain.q_norm.eps
+        self.qk_norm = fast.FastNorm(weights, eps)
+        self.norm_of_heads = weights.numpy(), np.float32(eps)
 
 
 def bias_is_lost(self, plain):
@@ -235,6 +320,40 @@ def forgets_the_bias_of_down(*given):
 
 
 before_attention, after_attention = fast.before_attention, fast.after_attention
+run_layers, part = fast.run_layers, NumbaKernels.part
+
+
+def reads_the_first_table(*given):
+    tiles = given[-1].copy()
+    tiles[:, 1] = 0
+    run_layers(*given[:-1], tiles)
+
+
+def layers_stand_the_other_way_round(*given):
+    x, *weights = given[:15]
+    turned = [each[::-1].copy() if np.ndim(each) else each for each in weights]
+    run_layers(x, *turned, *given[15:])
+
+
+def all_turn_as_the_first(*given):
+    turn = [np.repeat(each[:1], len(each), 0) for each in given[15:17]]
+    run_layers(*given[:15], *turn, *given[17:])
+
+
+def stores_all_in_one_slot(*given):
+    run_layers(*given[:18], np.full_like(given[18], given[18][0]), *given[19:])
+
+
+def a_part_has_the_first_rows_tiles(self, rows):
+    made = part(self, rows)
+    made._tiles = self._tiles[: len(made._tiles)]
+    return made
+
+
+def a_part_stores_where_the_first_does(self, rows):
+    made = part(self, rows)
+    made._slots = self._slots[: len(made._slots)]
+    return made
 
 
 @torch.no_grad()
@@ -252,3 +371,22 @@ def test_a_mistake_in_compiled_code_is_seen(name, mutant, tmp_path, monkeypatch)
     monkeypatch.setattr(fast, name, mutant)
     with pytest.raises(AssertionError):
         expect_alike(fast.prepare(load(path)), load(path))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "where, name, mutant",
+    [
+        (fast, "run_layers", reads_the_first_table),
+        (fast, "run_layers", layers_stand_the_other_way_round),
+        (fast, "run_layers", all_turn_as_the_first),
+        (fast, "run_layers", stores_all_in_one_slot),
+        (NumbaKernels, "part", a_part_has_the_first_rows_tiles),
+        (NumbaKernels, "part", a_part_stores_where_the_first_does),
+    ],
+)
+def test_a_mistake_in_a_step_is_seen(where, name, mutant, path, monkeypatch):
+    monkeypatch.setattr(fast, "TEAM", Team(2))
+    monkeypatch.setattr(where, name, mutant)
+    with pytest.raises(AssertionError):
+        expect_alike_decoding(fast.prepare(load(path)), load(path))

@@ -29,6 +29,7 @@ TOP_LEVEL = {
     "notebooks", "folovllm_lite", "tests", "docs", "environment.yml", "README.md",
     "pyproject.toml", "requirements.txt", "Makefile", "LICENSE", ".github", ".ci",
     ".gitignore", "CONTRIBUTING.md", ".devcontainer",
+    ".binder",
 }  # fmt: skip
 
 # The order in which the package is taught; a module imports only from those before it.
@@ -193,6 +194,19 @@ def test_templates_and_container_can_be_read():
     container = (ROOT / ".devcontainer/devcontainer.json").read_text(encoding="utf-8")
     make, target, *_ = json.loads(container)["postCreateCommand"].split()
     assert make == "make" and target in makefile_targets()
+
+
+def test_binder_installs_the_pins_with_the_python_of_conda():
+    """Where .binder is, it reads nothing of environment.yml."""
+    ours, binders = (
+        yaml.safe_load((ROOT / folder / "environment.yml").read_text(encoding="utf-8"))
+        for folder in (".", ".binder")
+    )
+    assert binders["dependencies"][0] == ours["dependencies"][0]
+    script = ROOT / ".binder/postBuild"
+    words = script.read_text(encoding="utf-8")
+    assert words.startswith("#!/bin/bash\n") and INSTALL in words
+    assert "--torch-backend=cpu" in words and "uv" in binders["dependencies"]
 
 
 def test_nothing_stands_at_the_top_that_has_no_business_there():

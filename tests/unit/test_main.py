@@ -456,27 +456,26 @@ def test_bench_says_that_others_were_busy():
     assert "busy" not in quiet and "kept 1.0 cores busy meanwhile" in busy
 
 
-def test_bench_does_the_same_work_on_both(capsys, checkpoint):
-    words = [
-        "--prompt-tokens",
-        "4",
-        "--max-tokens",
-        "6",
-        "--repeats",
-        "2",
-        "--requests",
-        "2",
-    ]
-    status, out, _ = run(
-        capsys, "bench", "--model", checkpoint, "--peer", "transformers", *words
-    )
+@pytest.mark.parametrize("peer", ["transformers", "ctranslate2"])
+def test_bench_does_the_same_work_on_both(peer, capsys, checkpoint):
+    if peer == "ctranslate2":
+        pytest.importorskip(peer)
+    sizes = "--prompt-tokens 4 --max-tokens 6 --repeats 2 --requests 2".split()
+    status, out, _ = run(capsys, "bench", "--model", checkpoint, "--peer", peer, *sizes)
     assert status == 0
     lines = out.splitlines()
     assert lines[0].startswith(
         "2 requests of 4 tokens, 6 new tokens each, greedy, float32"
     )
     names = [line.split()[0] for line in lines[4:7]]
-    assert names == ["folovllm_lite", "transformers", "ratio"]
+    assert names == ["folovllm_lite", peer, "ratio"]
+
+
+def test_a_peer_that_is_not_there_is_asked_for(capsys, checkpoint, monkeypatch):
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    words = "bench", "--model", checkpoint, "--peer", "ctranslate2"
+    status, _, err = run(capsys, *words)
+    assert status == 2 and "python -m pip install ctranslate2" in err
 
 
 def test_ratios_are_of_medians():
