@@ -38,3 +38,11 @@ def embedded_llm():
     from folovllm_lite import LLM
 
     return LLM(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> str:
+    """A tiny random checkpoint in Hugging Face's layout, to read and not to change."""
+    from tests.helpers import make_checkpoint
+
+    return str(make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model"))

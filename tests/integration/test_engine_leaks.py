@@ -18,13 +18,8 @@ from folovllm_lite.engine import LLMEngine
 from folovllm_lite.fast import padded
 from folovllm_lite.generation import RequestState
 from folovllm_lite.request import Request, Sequence
-from tests.helpers import VOCAB_SIZE, make_checkpoint
+from tests.helpers import VOCAB_SIZE
 from tests.integration.test_engine_oracle import BLOCKS, engine_of, expected
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return str(make_checkpoint(tmp_path_factory.mktemp("leaks")))
 
 
 def sizes(engine: LLMEngine) -> dict[str, int]:

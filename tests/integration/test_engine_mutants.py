@@ -24,13 +24,7 @@ from folovllm_lite.prefix_cache import PrefixCache
 from folovllm_lite.request import SequenceStatus
 from folovllm_lite.runner import Runner
 from folovllm_lite.scheduler import Scheduler
-from tests.helpers import make_checkpoint
 from tests.integration.test_engine_oracle import BLOCK, Machine
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return str(make_checkpoint(tmp_path_factory.mktemp("mutants")))
 
 
 def objections(

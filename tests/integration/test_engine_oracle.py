@@ -8,7 +8,6 @@ every mistake in position, mask or block visible in the very next token.
 import functools
 import math
 
-import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -17,17 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from folovllm_lite import LLM, LLMEngine, SamplingParams, fast, flash
 from folovllm_lite.generation import generate
 from folovllm_lite.qwen3 import Qwen3
-from tests.helpers import make_checkpoint
 
 BLOCK = 4
 BLOCKS = 14  # 56 tokens: two or three requests, not more
 LONGEST = 40
 _SHARED = [11, 12, 13, 14, 15, 16, 17, 18, 19]  # what some prompts begin with
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return str(make_checkpoint(tmp_path_factory.mktemp("oracle")))
 
 
 def engine_of(checkpoint, **options) -> LLMEngine:

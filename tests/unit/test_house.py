@@ -270,7 +270,9 @@ def test_a_module_imports_only_from_earlier_ones(module):
         assert parts <= allowed, f"{file.name} imports {sorted(parts - allowed)}"
 
 
-CORE = sorted({name for lesson in COURSE for name in lesson.teaches} | {"fast", "llm"})
+CORE = sorted(
+    {name for lesson in COURSE for name in lesson.teaches} | {"fast", "gpu", "llm"}
+)
 
 
 def longer_than(most: int, kind: type, module: str) -> list[str]:

@@ -17,11 +17,6 @@ from folovllm_lite import bench, doctor
 from tests.helpers import edit_json, make_checkpoint
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return str(make_checkpoint(tmp_path_factory.mktemp("cli") / "model"))
-
-
 def run(capsys, *words):
     """(exit status, standard output, standard error)"""
     try:
