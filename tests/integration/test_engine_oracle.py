@@ -8,6 +8,7 @@ every mistake in position, mask or block visible in the very next token.
 import functools
 import math
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
