@@ -163,9 +163,9 @@ def four_bits(source: Path, out: Path) -> None:
             tensors[name] = weight
     shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.safetensors"))
     save_file(tensors, out / "model.safetensors")
-    settings = json.loads((source / "config.json").read_text())
+    settings = json.loads((source / "config.json").read_text("utf-8"))
     settings["quantization_config"] = config.to_hf()
-    (out / "config.json").write_text(json.dumps(settings))
+    (out / "config.json").write_text(json.dumps(settings), "utf-8")
 
 
 def take_turns(

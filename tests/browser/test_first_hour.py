@@ -31,7 +31,7 @@ pytestmark = [
 def git(folder, *words: str) -> str:
     command = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", *words]
     done = subprocess.run(
-        command, cwd=folder, check=True, capture_output=True, text=True
+        command, cwd=folder, check=True, capture_output=True, encoding="utf-8"
     )
     return done.stdout
 
@@ -113,7 +113,7 @@ def test_lab_save_solve_test_and_git_sees_nothing(clone, start, page):  # noqa: 
         cwd=clone,
         env={**os.environ, "PYTHONPATH": str(clone)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert git(clone, "status", "--porcelain") == ""

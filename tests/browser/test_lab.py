@@ -75,7 +75,7 @@ class Lab:
         own = {name: str(tmp_path / name.lower()) for name in PRIVATE}
         own["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
         own["PYTHONPATH"] = str(root)
-        with self.log.open("w") as output:
+        with self.log.open("w", encoding="utf-8") as output:
             self.process = subprocess.Popen(
                 ["make", "lab", *(f"{name}={value}" for name, value in more.items())],
                 cwd=root,

@@ -88,7 +88,7 @@ def test_triton_in_a_process_of_its_own():
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert run.returncode == 0, run.stdout[-4000:]

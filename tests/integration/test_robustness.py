@@ -152,7 +152,7 @@ print("interrupted", hit)
 def test_a_storm_of_ctrl_c(path):
     """A burst of them once left inference mode on for the rest of the process."""
     done = subprocess.run(
-        [sys.executable, "-c", STORM, str(path)], capture_output=True, text=True
+        [sys.executable, "-c", STORM, str(path)], capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[-1]) >= 20

@@ -379,7 +379,7 @@ def install(total: int = 32 * MIB, free: int = 30 * MIB) -> Machine:
         root, library = Path(torch.__file__).parent, f"{folder}/guard.so"
         compiler = ["g++", "-std=c++20", "-shared", "-fPIC", "-x", "c++", "-"]
         paths = ["-o", library, f"-I{root}/include", f"-L{root}/lib", "-lc10"]
-        subprocess.run([*compiler, *paths], input=_GUARD, text=True, check=True)
+        subprocess.run([*compiler, *paths], input=_GUARD, encoding="utf-8", check=True)
         ctypes.CDLL(library)
     # torch.tensor(list, device=...) shows its copy.
     torch._C._set_only_lift_cpu_tensors(True)

@@ -216,7 +216,7 @@ def test_nothing_stands_at_the_top_that_has_no_business_there():
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     ).stdout.splitlines()
     assert {line.split("/")[0] for line in listed} <= TOP_LEVEL

@@ -202,7 +202,7 @@ def test_importing_the_package_loads_no_framework():
         "print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
     )
     assert out.stdout.split() == ["False", "False"]
 

@@ -195,7 +195,9 @@ def test_help_shows_examples_and_answers_at_once():
         "try: main(['--help'])\n"
         "finally: print('torch' in sys.modules)"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8"
+    )
     assert "examples:" in out.stdout and out.stdout.endswith("False\n")
 
 
