@@ -248,7 +248,7 @@ def test_a_directory_without_config_or_weights(tmp_path, path):
     with pytest.raises(FileNotFoundError, match="no config.json"):
         LLM(str(tmp_path))
     (tmp_path / "config.json").write_text(
-        (path / "config.json").read_text(encoding="utf-8")
+        (path / "config.json").read_text("utf-8"), "utf-8"
     )
     with pytest.raises(FileNotFoundError, match="no weights"):
         LLM(str(tmp_path), device="cpu")
