@@ -24,6 +24,7 @@ from folovllm_lite.request import Request, SequenceStatus
 from folovllm_lite.sampler import sample
 from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.scheduler import Scheduler, Step
+from folovllm_lite.utils import tensor_on
 
 Prompt = str | dict | list[int]
 
@@ -282,7 +283,7 @@ class LLMEngine:
         if not targets:
             return []
         if places != list(range(len(hidden))):
-            hidden = hidden[torch.tensor(places, device=hidden.device)]
+            hidden = hidden[tensor_on(places, hidden.device)]
         return list(self._take(self.model.logits(hidden), targets).values())
 
     def _take(
@@ -330,7 +331,8 @@ class LLMEngine:
         done = len(state.prompt_logprobs) - 1  # rows that were scored before
         last = len(state.request.prompt_token_ids) - 1  # the output's, no longer ours
         rows = hidden[max(0, done - start) : max(0, last - start)]
-        for part in rows.split(_SCORED_ROWS):  # logits of all would fill the memory
+        # In parts: logits of all would fill the memory. Nothing would be a part as well.
+        for part in rows.split(_SCORED_ROWS) if len(rows) else ():
             state.score_prompt(self.model.logits(part))
 
     def stats(self) -> dict[str, float]:

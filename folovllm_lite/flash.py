@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from folovllm_lite.paged import PagedKVCache, Segment
+from folovllm_lite.utils import tensor_on
 
 # ----- online softmax, to be read
 
@@ -546,11 +547,12 @@ class TritonKernels:
         Hkv, D = cache.pool.shape[2], cache.pool.shape[5]
         if plan is None:
             longest = max((len(row.blocks) for row in rows), default=0)
-            plan = torch.zeros(2 + longest, len(rows), dtype=torch.int64)
+            shape, on_gpu = (2 + longest, len(rows)), device.type == "cuda"
+            plan = torch.zeros(shape, dtype=torch.int64, pin_memory=on_gpu)
             for line, row in zip(plan.T.numpy(), rows, strict=True):
                 line[:2] = row.first, row.end
                 line[2 : 2 + len(row.blocks)] = row.blocks
-            plan = plan.to(device)  # one copy for all layers
+            plan = plan.to(device, non_blocking=True)  # one copy for all layers
         self._plan = plan
         self._width = max(16, _power_of_2(D))  # what a product of tiles takes
         self._tokens = 64 if self._width <= 64 else 32
@@ -640,7 +642,7 @@ class FlashContext:
             else:
                 blocks = None
                 if count < each.end:
-                    blocks = torch.tensor(each.blocks, device=cache.pool.device)
+                    blocks = tensor_on(each.blocks, cache.pool.device)
                 self._chunks.append((each, blocks))
         if kernels is None:
             kernels = NumbaKernels if on_cpu else TritonKernels

@@ -19,6 +19,7 @@ from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.request import Request, SequenceStatus
 from folovllm_lite.sampler import SamplerOutput, SamplingRow, gather_logprobs, sample
 from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.utils import tensor_on
 
 _FINISHED = {
     "stop": SequenceStatus.FINISHED_STOPPED,
@@ -182,9 +183,9 @@ class RequestState:
         targets = prompt[start : start + len(logits)]
         scored = gather_logprobs(
             logits.float().log_softmax(-1),
-            torch.tensor(targets, device=logits.device),
+            tensor_on(targets, logits.device),
             count,
-        )
+        ).cpu()
         for row in range(len(targets)):
             before = prompt[max(0, start + row - 8) : start + row]
             found = self._candidates(scored, row, count, before)
@@ -293,9 +294,7 @@ class Generation:
             model.lm_head.weight.dtype,
             self._device,
         )
-        hidden = model(
-            torch.tensor(prompt, device=self._device), cache.step(len(prompt))
-        )
+        hidden = model(tensor_on(prompt, self._device), cache.step(len(prompt)))
         cache.advance(len(prompt))
         if state.prompt_logprobs is not None:
             state.score_prompt(model.logits(hidden[:-1]))
@@ -308,7 +307,7 @@ class Generation:
         """Run the newest token of one completion; logits [1, V] of what follows."""
         cache = self._caches[index]
         newest = self._state.sequences[index].get_last_token_id()
-        hidden = self._model(torch.tensor([newest], device=self._device), cache.step(1))
+        hidden = self._model(tensor_on([newest], self._device), cache.step(1))
         cache.advance(1)
         return self._model.logits(hidden)
 

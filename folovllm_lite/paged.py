@@ -7,7 +7,7 @@ its past. It knows no sequences and no requests: the runner gives it numbers.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from folovllm_lite.qwen3 import Qwen3Config
 from folovllm_lite.scheduler import Move
+from folovllm_lite.utils import tensor_on
 
 
 class PagedKVCache:
@@ -83,7 +84,8 @@ class PagedKVCache:
         for kind, group in groupby(moves, key=lambda move: move[0]):
             source, target = pools[kind]
             _, old, new = zip(*group, strict=True)
-            target[:, :, :, list(new)] = source[:, :, :, list(old)].to(target.device)
+            taken = source[:, :, :, tensor_on(old, source.device)].to(target.device)
+            target[:, :, :, tensor_on(new, target.device)] = taken
 
 
 @dataclass(slots=True)
@@ -122,8 +124,10 @@ class PagedContext:
     ):
         self.positions = positions
         self._cache, self._slots, self._segments = cache, slots, segments
-        device = cache.pool.device
-        self._tables = [torch.tensor(each.blocks, device=device) for each in segments]
+        # One tensor and its parts: on a GPU it is one copy.
+        blocks = list(chain.from_iterable(each.blocks for each in segments))
+        lengths = [len(each.blocks) for each in segments]
+        self._tables = tensor_on(blocks, cache.pool.device).split(lengths)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v in their slots, then attend; q [T, Hq, D] -> [T, Hq, D]."""

@@ -13,6 +13,7 @@ from folovllm_lite.attention import AttentionContext
 from folovllm_lite.paged import PagedContext, PagedKVCache, Segment
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.scheduler import Step, Work
+from folovllm_lite.utils import tensor_on
 
 
 def passes(work: Iterable[Work], limit: int) -> list[list[Work]]:
@@ -88,6 +89,6 @@ class Runner:
                 slots.append(blocks[i // size] * size + i % size)
             needed = blocks[: -(-each.end // size)]
             segments.append(Segment(first, len(token_ids), each.end, needed))
-        # One tensor and not three: on a GPU it is one copy to wait for.
-        rows = torch.tensor([token_ids, positions, slots], device=self.device).unbind()
+        # One tensor and not three: on a GPU it is one copy.
+        rows = tensor_on([token_ids, positions, slots], self.device)
         return rows[0], self.context(self.cache, rows[1], rows[2], segments)

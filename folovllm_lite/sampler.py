@@ -7,12 +7,15 @@ nothing of requests, text or models.
 """
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.utils import tensor_on
 
 
 @dataclass(slots=True)
@@ -55,6 +58,20 @@ class SamplerOutput:
     top_token_ids: Tensor | None = None
     top_logprobs: Tensor | None = None
 
+    def cpu(self) -> "SamplerOutput":
+        """The same on the CPU, in one copy: the host waits for each."""
+        if self.token_ids.is_cpu:
+            return self
+        tensors = (self.token_ids, self.logprobs, self.ranks)
+        tensors += self.top_token_ids, self.top_logprobs
+        there = [x for x in tensors if x is not None]
+        columns = [x if x.dim() == 2 else x.unsqueeze(1) for x in there]
+        # float64 holds ids as well as float32 exactly.
+        packed = torch.cat([x.double() for x in columns], 1).cpu()
+        parts = packed.split([x.shape[1] for x in columns], 1)
+        pairs = zip(parts, there, strict=True)
+        return SamplerOutput(*(part.to(x.dtype).view(x.shape) for part, x in pairs))
+
 
 def sample(
     logits: Tensor, rows: list[SamplingRow], generator: torch.Generator | None = None
@@ -66,14 +83,24 @@ def sample(
         rows: N of them.
         generator: for the rows without their own; None is PyTorch's global one.
 
+    Returns:
+        What was chosen, on the CPU whatever the device.
+
     Raises:
-        ValueError: if a row holds NaN or nothing above -inf, naming the row.
+        ValueError: if a row holds NaN or nothing above -inf, naming the row. The
+            generators of the rows are as they were.
     """
     logits = logits.float()
-    check_logits(logits)
+    seeded = any(row.generator is not None for row in rows)
+    if seeded:
+        check_logits(logits)  # before a generator has moved on
     logprobs = logits.log_softmax(-1)  # [N, V]
     token_ids = draw(filter_logits(logits, rows), rows, generator)
-    return gather_logprobs(logprobs, token_ids, _largest_logprobs(rows))
+    chosen = gather_logprobs(logprobs, token_ids, _largest_logprobs(rows)).cpu()
+    # A row that can't be sampled has no log_softmax: the answer tells it by itself.
+    if not seeded and chosen.logprobs.isnan().any():
+        check_logits(logits)
+    return chosen
 
 
 def check_logits(logits: Tensor) -> None:
@@ -102,64 +129,84 @@ def filter_logits(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
     logits = apply_penalties(logits, rows)
     if all(p.temperature == 0 for p in params):
         return logits
-
-    def column(values: list) -> Tensor:
-        return torch.tensor(values, device=logits.device).unsqueeze(-1)  # [N, 1]
-
-    greedy = [p.temperature == 0 for p in params]
-    logits = logits / column([p.temperature or 1.0 for p in params])
-    min_p = [0.0 if g else p.min_p for p, g in zip(params, greedy, strict=True)]
-    if any(min_p):
-        logits = apply_min_p(logits, column(min_p))
     V = logits.shape[-1]  # a larger k keeps all as well
-    top_k = [-1 if g else min(p.top_k, V) for p, g in zip(params, greedy, strict=True)]
-    top_p = [1.0 if g else p.top_p for p, g in zip(params, greedy, strict=True)]
-    if any(k != -1 for k in top_k):
-        logits = apply_top_k(logits, column(top_k))
-    if any(p < 1 for p in top_p):
-        logits = apply_top_p(logits, column(top_p))
+    off = (1.0, 0.0, -1, 1.0)  # what greedy rows get
+    table = [
+        (p.temperature, p.min_p, min(p.top_k, V), p.top_p) if p.temperature else off
+        for p in params
+    ]
+    temperatures, min_ps, top_ks, top_ps = zip(*table, strict=True)
+    # One table, not four columns: a copy to a GPU costs the same, however small it is.
+    temperature, min_p, top_k, top_p = tensor_on(table, logits.device).T.unsqueeze(-1)
+    if any(t != 1 for t in temperatures):
+        logits = logits / temperature  # [N, V] / [N, 1]
+    if any(min_ps):
+        logits = apply_min_p(logits, min_p)
+    if any(k != -1 for k in top_ks):
+        logits = apply_top_k(logits, top_k.long())
+    if any(p < 1 for p in top_ps):
+        logits = apply_top_p(logits, top_p)
     return logits
 
 
 def mask_stop_tokens(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
     """Rows below their `min_tokens` can't choose one of their `stop_token_ids`."""
-    early = [
-        i
+    early = {
+        i: row.stop_token_ids
         for i, row in enumerate(rows)
         if len(row.output_token_ids) < row.params.min_tokens and row.stop_token_ids
-    ]
-    if early:
-        logits = logits.clone()
-    for i in early:
-        logits[i, list(rows[i].stop_token_ids)] = -math.inf
-    return logits
+    }
+    if not early:
+        return logits
+    places = _places(early, logits)
+    never = torch.full_like(places, -math.inf, dtype=logits.dtype)
+    return logits.put(places, never)
 
 
 def apply_penalties(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
-    """Repetition, frequency and presence penalties, row by row where one is set.
+    """Repetition, frequency and presence penalties of the rows that set them.
 
     Repetition looks at prompt and output; the two OpenAI penalties at the output alone,
     so a preempted row, whose output is computed again like a prompt, keeps its
     penalties.
     """
-    params = [row.params for row in rows]
-    if any(
-        p.repetition_penalty != 1 or p.frequency_penalty or p.presence_penalty
-        for p in params
-    ):
-        logits = logits.clone()  # one copy for all rows
-    for i, (row, p) in enumerate(zip(rows, params, strict=True)):
-        if p.repetition_penalty != 1:
-            ids = sorted({*row.prompt_token_ids, *row.output_token_ids})
-            seen = torch.tensor(ids, dtype=torch.long, device=logits.device)
-            old = logits[i, seen]
-            scale = p.repetition_penalty
-            logits[i, seen] = torch.where(old > 0, old / scale, old * scale)
-        if (p.frequency_penalty or p.presence_penalty) and row.output_token_ids:
-            output = torch.tensor(row.output_token_ids, device=logits.device)
-            seen, counts = output.unique(return_counts=True)
-            logits[i, seen] -= p.frequency_penalty * counts + p.presence_penalty
+    params, V = [row.params for row in rows], logits.shape[-1]
+    seen = {
+        i: row.prompt_token_ids + row.output_token_ids
+        for i, row in enumerate(rows)
+        if row.params.repetition_penalty != 1
+    }
+    made = {
+        i: Counter(row.output_token_ids)
+        for i, row in enumerate(rows)
+        if row.params.frequency_penalty or row.params.presence_penalty
+    }
+    if seen:
+        places = _places(
+            seen, logits
+        )  # [P]; where one comes twice, both write the same
+        scales = tensor_on([p.repetition_penalty for p in params], logits.device)
+        old, scale = logits.take(places), scales[places // V]
+        logits = logits.put(places, torch.where(old > 0, old / scale, old * scale))
+    if made:
+        amounts = [
+            -params[i].frequency_penalty * count - params[i].presence_penalty
+            for i, counts in made.items()
+            for count in counts.values()
+        ]
+        places, amounts = _places(made, logits), tensor_on(amounts, logits.device)
+        logits = logits.put(places, amounts, accumulate=True)
     return logits
+
+
+def _places(token_ids: dict[int, Iterable[int]], logits: Tensor) -> Tensor:
+    """Where ids, by row, are among all N * V logits: [P], for `take` and `put`.
+
+    So all rows are read or written at once: on a GPU, operations cost more than data.
+    """
+    V = logits.shape[-1]
+    places = [i * V + token for i, ids in token_ids.items() for token in ids]
+    return tensor_on(places, logits.device, torch.long)
 
 
 def apply_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
@@ -215,17 +262,20 @@ def draw(
     probs = logits.softmax(-1)
     noise = torch.ones_like(probs)  # greedy rows: argmax of p itself
     shared = [i for i in random if rows[i].generator is None]
-    if shared:
-        fresh = torch.empty_like(probs[: len(shared)])
-        noise[shared] = fresh.exponential_(generator=generator)
+    if len(shared) == len(rows):
+        noise.exponential_(generator=generator)
+    elif shared:
+        fresh = torch.empty_like(probs[: len(shared)]).exponential_(generator=generator)
+        noise[tensor_on(shared, logits.device)] = fresh
     for i in random:
         if rows[i].generator is not None:
             noise[i].exponential_(generator=rows[i].generator)
-    token_ids = (probs / noise).argmax(-1)
+    token_ids = probs.div_(noise).argmax(-1)
     if len(random) < len(rows):
         # Softmax rounds: two close logits can become one probability.
-        greedy = torch.tensor([row.params.temperature == 0 for row in rows])
-        token_ids = logits.argmax(-1).where(greedy.to(logits.device), token_ids)
+        greedy = [row.params.temperature == 0 for row in rows]
+        greedy = tensor_on(greedy, logits.device)
+        token_ids = logits.argmax(-1).where(greedy, token_ids)
     return token_ids
 
 

@@ -2,6 +2,7 @@
 
 import random
 import uuid
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,19 @@ def get_device(device: str | torch.device | None = None) -> torch.device:
 def move_to_device(tensors: list[Tensor], device: str | torch.device) -> list[Tensor]:
     """The tensors on `device`; those that are there already are not copied."""
     return [tensor.to(device) for tensor in tensors]
+
+
+def tensor_on(
+    values: Any, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """`torch.tensor(values, dtype=dtype)` on `device`, without waiting for a GPU.
+
+    A GPU copies by itself from memory that is *pinned*: that stays where it is. From
+    any other the host copies, when the GPU has done all that it was given before.
+    """
+    on_gpu = device.type == "cuda"
+    made = torch.tensor(values, dtype=dtype, pin_memory=on_gpu)
+    return made.to(device, non_blocking=True)
 
 
 def get_gpu_memory_info(device: int = 0) -> dict[str, float]:
