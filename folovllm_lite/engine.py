@@ -331,9 +331,9 @@ class LLMEngine:
         done = len(state.prompt_logprobs) - 1  # rows that were scored before
         last = len(state.request.prompt_token_ids) - 1  # the output's, no longer ours
         rows = hidden[max(0, done - start) : max(0, last - start)]
-        # In parts: logits of all would fill the memory. Nothing would be a part as well.
-        for part in rows.split(_SCORED_ROWS) if len(rows) else ():
-            state.score_prompt(self.model.logits(part))
+        if len(rows):  # of nothing, split makes a part
+            for part in rows.split(_SCORED_ROWS):  # logits of all would fill the memory
+                state.score_prompt(self.model.logits(part))
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, the queues, and what the memory says of itself."""

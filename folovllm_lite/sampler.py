@@ -179,12 +179,11 @@ def apply_penalties(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
     made = {
         i: Counter(row.output_token_ids)
         for i, row in enumerate(rows)
-        if row.params.frequency_penalty or row.params.presence_penalty
+        if row.output_token_ids
+        and (row.params.frequency_penalty or row.params.presence_penalty)
     }
     if seen:
-        places = _places(
-            seen, logits
-        )  # [P]; where one comes twice, both write the same
+        places = _places(seen, logits)  # [P]; at the same one, all write the same
         scales = tensor_on([p.repetition_penalty for p in params], logits.device)
         old, scale = logits.take(places), scales[places // V]
         logits = logits.put(places, torch.where(old > 0, old / scale, old * scale))
@@ -260,13 +259,11 @@ def draw(
     if not random:
         return logits.argmax(-1)
     probs = logits.softmax(-1)
-    noise = torch.ones_like(probs)  # greedy rows: argmax of p itself
     shared = [i for i in random if rows[i].generator is None]
-    if len(shared) == len(rows):
-        noise.exponential_(generator=generator)
-    elif shared:
-        fresh = torch.empty_like(probs[: len(shared)]).exponential_(generator=generator)
-        noise[tensor_on(shared, logits.device)] = fresh
+    noise = torch.empty_like(probs[: len(shared)]).exponential_(generator=generator)
+    if len(shared) < len(rows):
+        fresh, noise = noise, torch.ones_like(probs)  # greedy rows: argmax of p itself
+        noise[tensor_on(shared, logits.device, torch.long)] = fresh
     for i in random:
         if rows[i].generator is not None:
             noise[i].exponential_(generator=rows[i].generator)
@@ -274,8 +271,8 @@ def draw(
     if len(random) < len(rows):
         # Softmax rounds: two close logits can become one probability.
         greedy = [row.params.temperature == 0 for row in rows]
-        greedy = tensor_on(greedy, logits.device)
-        token_ids = logits.argmax(-1).where(greedy, token_ids)
+        mask = tensor_on(greedy, logits.device)
+        token_ids = logits.argmax(-1).where(mask, token_ids)
     return token_ids
 
 

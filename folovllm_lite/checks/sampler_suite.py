@@ -653,6 +653,22 @@ def _bad_rows(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
+    "sample", hint="who is refused after the draw has cost the others their numbers"
+)
+def _bad_rows_draw_nothing(p: SimpleNamespace) -> None:
+    """A row that can't be sampled is refused, and moves nobody's generator."""
+    for order in ([0, 1], [1, 0]):
+        logits = torch.tensor([[0.0, 0.0], [math.nan, 0.0]])[order]
+        rows = [_row(seed=1), _row(seed=2)]
+        given = f"a row [0, 0] and a row [nan, 0], both seeded, in order {order}"
+        before = [row.generator.get_state() for row in rows]
+        expect_error(given, lambda: p.sample(logits, rows), ValueError, "row")  # noqa: B023
+        for state, row in zip(before, rows, strict=True):
+            if not torch.equal(row.generator.get_state(), state):
+                fail(f"{given}: a generator, afterwards", "has moved", "is as it was")
+
+
+@_SUITE.property(
     "check_logits", hint="a sum of finite numbers may be infinite: look at each maximum"
 )
 def _large_rows(p: SimpleNamespace) -> None:

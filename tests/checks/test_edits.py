@@ -130,7 +130,7 @@ MUTANTS = {
         "len(row.prompt_token_ids + row.output_token_ids) < row.params.min_tokens",
         "prompt don't count"),
     "the_generator_is_not_passed_on": (
-        sampler, "fresh.exponential_(generator=generator)", "fresh.exponential_()",
+        sampler, ".exponential_(generator=generator)", ".exponential_()",
         "generator that is handed in"),
     "greedy_rows_take_the_likeliest_of_rounded": (
         sampler, "if len(random) < len(rows):", "if False:",
@@ -148,10 +148,20 @@ MUTANTS = {
         sampler, "    if len(bad):\n        row = int(bad[0])",
         "    if True:\n        row = int(bad[0]) if len(bad) else 0", "large finite"),
     "logprobs_in_half_precision": (
-        sampler, "    logits = logits.float()\n    check_logits(logits)\n"
+        sampler, "    logits = logits.float()\n"
+        "    seeded = any(row.generator is not None for row in rows)\n"
+        "    if seeded:\n"
+        "        check_logits(logits)  # before a generator has moved on\n"
         "    logprobs = logits.log_softmax(-1)",
-        "    check_logits(logits)\n    logprobs = logits.log_softmax(-1).float()\n"
+        "    seeded = False\n    logprobs = logits.log_softmax(-1).float()\n"
         "    logits = logits.float()", "computed with in float32"),
+    "the_answer_is_not_looked_at": (
+        sampler, "chosen.logprobs.isnan().any()", "False", "naming the row"),
+    "seeded_rows_draw_before_the_check": (
+        sampler, "    if seeded:\n", "    if False:\n", "moves nobody's generator"),
+    "the_check_comes_after_all_draws": (
+        sampler, "seeded = any(row.generator is not None for row in rows)",
+        "seeded = False", "moves nobody's generator"),
     "fork_forgets_the_salt": (
         request, "forked.seq_id = new_seq_id",
         "forked.seq_id, forked.cache_salt = new_seq_id, b''", "A fork has a new id"),
@@ -316,11 +326,10 @@ RIGHT = {
     ),
     "top_k_then_min_p": (
         sampler,
-        ("    if any(min_p):\n        logits = apply_min_p(logits, column(min_p))\n",
-         ""),
-        ("        logits = apply_top_k(logits, column(top_k))\n",
-         "        logits = apply_top_k(logits, column(top_k))\n"
-         "    if any(min_p):\n        logits = apply_min_p(logits, column(min_p))\n"),
+        ("    if any(min_ps):\n        logits = apply_min_p(logits, min_p)\n", ""),
+        ("        logits = apply_top_k(logits, top_k.long())\n",
+         "        logits = apply_top_k(logits, top_k.long())\n"
+         "    if any(min_ps):\n        logits = apply_min_p(logits, min_p)\n"),
     ),
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ def test_the_machine_notes_what_it_should():
 
 
 def test_every_scenario():
-    """The tokens are the CPU's and no operand is elsewhere.
+    """The tokens are the CPU's, no operand is elsewhere, and the host rarely waits.
 
     In bfloat16 the two devices round at other places, and near-ties part.
     """
@@ -36,6 +36,11 @@ def test_every_scenario():
     assert all(found["decode"] for found in seen.values())
     assert seen["swap"]["preemptions"] > 0 and seen["recompute"]["preemptions"] > 0
     assert seen["prefix"]["hits"] > 0
+    # Once for the tokens; seeded rows are looked at before they are drawn.
+    seeded = {"seeded", "filters", "n", "swap", "recompute", "generate"}
+    for name, found in seen.items():
+        most = 2 if name in seeded else 1
+        assert max(waits for waits, _ in found["decode"]) <= most, found["places"]
     # A greedy step launches no more for more rows.
     two, sixteen = (
         {launches for _, launches in seen[name]["decode"]}

@@ -259,9 +259,11 @@ class Machine(TorchDispatchMode):
                 self.waited(f"{name} with a mask")
             elif any(not isinstance(x, OnGPU) for x in indices):
                 self.waited(f"{name} with an index of the CPU's")
-            # A lone number may come from the CPU, anything larger may not.
-            values = [x for x in args[2:3] if isinstance(x, Tensor) and x.dim()]
-            if not all(isinstance(x, OnGPU) for x in (args[0], *values)):
+            # A lone number may come from the CPU, with a copy; nothing larger may.
+            values = [x for x in args[2:3] if not isinstance(x, OnGPU)]
+            if any(x.dim() == 0 for x in values):
+                self.waited(f"{name} with a value of the CPU's")
+            if not isinstance(args[0], OnGPU) or any(x.dim() for x in values):
                 self.mismatches[place(), str(func)] += 1
         elif there and name != "fill_":
             lone = torch.Tag.pointwise in func.tags

@@ -33,7 +33,10 @@ WAITS: dict[str, Callable[[Tensor, str], object]] = {
     "unique": lambda x, device: x.unique(),
     "a mask as index": lambda x, device: x[x > 0],
     "a list as index": lambda x, device: x[[0, 2]],
-    "a list as index, written to": lambda x, device: x.__setitem__([0, 2], 1.0),
+    "a list as index, written to": lambda x, device: x.__setitem__([0, 2], x[:2] + 1),
+    "a number written to an index": lambda x, device: x.__setitem__(
+        torch.arange(2, device=device), 1.0
+    ),
     "a tensor from a list": lambda x, device: torch.tensor([1, 2], device=device),
     "a copy there": lambda x, device: torch.ones(3).to(device),
     "an impatient copy there": lambda x, device: pinned([1, 2]).to(device),

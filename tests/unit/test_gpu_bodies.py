@@ -1,8 +1,8 @@
 """What tests/gpu does on a GPU, done here on the CPU: it can be executed, and is right.
 
 A test that only a GPU runs may be broken for months. So each is a function of the
-device, and all of them run here as well; where a GPU's host would wait, a dispatch mode
-objects in place of PyTorch's sync debug mode.
+device, and all of them run here as well. Where a GPU's host would wait is counted by
+the pretended one of tests/pretended_gpu.
 """
 
 import pytest
@@ -85,25 +85,14 @@ def test_swapping():
     gpu.swapped("cpu")
 
 
-def test_the_mode_objects():
-    gpu.the_mode_objects("cpu")
-
-
 def test_forward_passes():
     gpu.forward_passes("cpu")
 
 
-def test_greedy_sampling(monkeypatch):
-    gpu.sampled("cpu", "greedy", monkeypatch)
+@pytest.mark.parametrize("kind", gpu.SAMPLED)
+def test_sampling(kind):
+    gpu.sampled("cpu", kind)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in gpu.SAMPLED if kind != "greedy"])
-def test_sampling_that_waits(kind, monkeypatch):
-    """Once one of these is mended, its mark in tests/gpu has to go."""
-    with pytest.raises(gpu.Waited, match="sampler.py"):
-        gpu.sampled("cpu", kind, monkeypatch)
-
-
-def test_check_logits_waits():
-    with pytest.raises(gpu.Waited, match="sampler.py"):
-        gpu.sampled("cpu", "greedy", None)
+def test_rows_that_cant_be_sampled():
+    gpu.refused("cpu")

@@ -157,6 +157,26 @@ def test_a_plain_greedy_step_is_left_alone():
     )
 
 
+@settings(max_examples=200)
+@given(st.lists(st.lists(st.sampled_from([0.0, 3e38, -3e38, math.inf, -math.inf,
+                                          math.nan]), min_size=3, max_size=3),
+                min_size=1, max_size=3))  # fmt: skip
+def test_a_row_without_a_log_softmax_is_one_that_cant_be_sampled(batch):
+    """`sample` looks at its own answer alone; the check reads all the logits."""
+    logits, row = torch.tensor(batch), SamplingRow(SamplingParams(), [], [])
+    refused = None
+    try:
+        sampler_module.check_logits(logits)
+    except ValueError as error:
+        refused = str(error)
+    if refused is None:
+        assert sample(logits, [row] * len(batch)).logprobs.isfinite().all()
+    else:
+        with pytest.raises(ValueError, match="can't be sampled") as error:
+            sample(logits, [row] * len(batch))
+        assert str(error.value) == refused
+
+
 def test_the_global_generator_is_used_when_there_is_no_other():
     row, logits = SamplingRow(SamplingParams(), [], []), torch.zeros(1, 1000)
     torch.manual_seed(3)
