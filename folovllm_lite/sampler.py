@@ -76,19 +76,16 @@ class SamplerOutput:
 def sample(
     logits: Tensor, rows: list[SamplingRow], generator: torch.Generator | None = None
 ) -> SamplerOutput:
-    """Choose one token for each row.
+    """Choose one token for each row; the output is on the CPU.
 
     Args:
         logits: [N, V], left as they are.
         rows: N of them.
         generator: for the rows without their own; None is PyTorch's global one.
 
-    Returns:
-        What was chosen, on the CPU whatever the device.
-
     Raises:
-        ValueError: if a row holds NaN or nothing above -inf, naming the row. The
-            generators of the rows are as they were.
+        ValueError: if a row holds NaN or nothing above -inf, naming the row. No row's
+            generator has moved.
     """
     logits = logits.float()
     seeded = any(row.generator is not None for row in rows)
@@ -97,8 +94,7 @@ def sample(
     logprobs = logits.log_softmax(-1)  # [N, V]
     token_ids = draw(filter_logits(logits, rows), rows, generator)
     chosen = gather_logprobs(logprobs, token_ids, _largest_logprobs(rows)).cpu()
-    # A row that can't be sampled has no log_softmax: the answer tells it by itself.
-    if not seeded and chosen.logprobs.isnan().any():
+    if not seeded and chosen.logprobs.isnan().any():  # a bad row has no other
         check_logits(logits)
     return chosen
 
@@ -129,14 +125,12 @@ def filter_logits(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
     logits = apply_penalties(logits, rows)
     if all(p.temperature == 0 for p in params):
         return logits
-    V = logits.shape[-1]  # a larger k keeps all as well
-    off = (1.0, 0.0, -1, 1.0)  # what greedy rows get
+    V, off = logits.shape[-1], (1.0, 0.0, -1, 1.0)  # a larger k keeps all as well
     table = [
         (p.temperature, p.min_p, min(p.top_k, V), p.top_p) if p.temperature else off
         for p in params
     ]
     temperatures, min_ps, top_ks, top_ps = zip(*table, strict=True)
-    # One table, not four columns: a copy to a GPU costs the same, however small it is.
     temperature, min_p, top_k, top_p = tensor_on(table, logits.device).T.unsqueeze(-1)
     if any(t != 1 for t in temperatures):
         logits = logits / temperature  # [N, V] / [N, 1]

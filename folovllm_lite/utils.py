@@ -2,7 +2,6 @@
 
 import random
 import uuid
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +66,7 @@ def move_to_device(tensors: list[Tensor], device: str | torch.device) -> list[Te
 
 
 def tensor_on(
-    values: Any, device: torch.device, dtype: torch.dtype | None = None
+    values: list | tuple, device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
     """`torch.tensor(values, dtype=dtype)` on `device`, without waiting for a GPU.
 

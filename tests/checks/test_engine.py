@@ -53,8 +53,8 @@ MUTANTS = {
     ),
     "rows_of_others": (
         "_together",
-        "hidden = hidden[torch.tensor(places, device=hidden.device)]",
-        "hidden = hidden[torch.tensor(places[::-1], device=hidden.device)]",
+        "hidden = hidden[tensor_on(places, hidden.device)]",
+        "hidden = hidden[tensor_on(places[::-1], hidden.device)]",
     ),
     "tokens_are_counted_as_sequences": (
         "_one_step_for_all",
