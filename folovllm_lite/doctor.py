@@ -151,7 +151,7 @@ def _gpu() -> Finding:
 
 def _cuda() -> list[Finding]:
     """What only matters beside a GPU."""
-    bf16 = torch.cuda.is_bf16_supported()
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     triton = util.find_spec("triton") is not None
     return [
         Finding(
@@ -163,7 +163,9 @@ def _cuda() -> list[Finding]:
         Finding(
             "Triton",
             _version("triton") or "installed" if triton else "missing",
-            "attention on the GPU" if triton else "PyTorch's kernels stand in",
+            "attention of decoding steps, CUDA graphs of them"
+            if triton
+            else "attention is PyTorch's, sequence by sequence, and no CUDA graphs",
             triton,
         ),
     ]

@@ -39,7 +39,7 @@ from folovllm_lite.model_loader import (
     resolve_checkpoint,
 )
 from folovllm_lite.outputs import RequestOutput
-from folovllm_lite.paged import PagedKVCache
+from folovllm_lite.paged import PagedContext, PagedKVCache
 from folovllm_lite.prefix_cache import PrefixCache
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.request import Request
@@ -185,7 +185,8 @@ def _parts(
         share=chunk if chunked else whole,
         turns=decodes_first if chunked else as_they_came,
     )
-    runner = Runner(model, pool, FlashContext)
+    kernels = device.type == "cpu" or gpu.can_record()
+    runner = Runner(model, pool, FlashContext if kernels else PagedContext)
     if graphs:  # the last block is spare: it belongs to no sequence
         most, longest = plan.max_num_seqs, plan.max_model_len
         runner = gpu.GraphRunner(runner, most, longest, spare=num_blocks)

@@ -51,8 +51,12 @@ def test_every_scenario():
 
 def test_mistakes_in_the_engine_are_noticed():
     seen = pretended_gpu.judge(
-        "scenarios", "two", "two:wait", "two:mismatch", "sixteen:launches"
+        "scenarios",
+        *("two", "two:wait", "two:mismatch", "sixteen:launches", "chunks:no triton"),
     )
+    plain = seen["chunks:no triton"]
+    assert plain["same"] and plain["mismatches"] == []
+    assert all(waits <= 1 for waits, _ in plain["decode"])
     right = seen["two"]
     assert right["mismatches"] == [] and seen["two:mismatch"]["mismatches"]
     for (waits, launches), wrong in zip(

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import torch
 
-from folovllm_lite import LLM, SamplingParams
+from folovllm_lite import LLM, SamplingParams, flash, gpu
 from folovllm_lite.flash import TritonKernels
 from folovllm_lite.generation import Generation, generate
 from folovllm_lite.gpu import DecodeGraph, GraphRunner, step_bytes
@@ -209,6 +209,15 @@ def plant_spare() -> None:
     DecodeGraph.__init__ = wrong
 
 
+def plant_no_triton() -> None:
+    """No mistake: Triton is missing, as on Windows."""
+
+    def on_gpu(kernel: object) -> None:
+        raise ImportError("triton")
+
+    gpu.can_record, flash.on_gpu = lambda: False, on_gpu
+
+
 pad = DecodeGraph._pad
 PLANTS = {
     "wait": plant_wait,
@@ -218,6 +227,7 @@ PLANTS = {
     "tables": plant_tables,
     "spare": plant_spare,
     "recorded": plant_recorded,
+    "no triton": plant_no_triton,
 }
 
 
@@ -226,7 +236,7 @@ def planted(plant: str) -> Iterator[None]:
     """Put a mistake in, and take it out again; "" is none."""
     before = Runner.run, Runner.prepare
     graph = DecodeGraph.__init__, DecodeGraph._pad, DecodeGraph.run
-    attend = TritonKernels.attend
+    attend, there = TritonKernels.attend, (gpu.can_record, flash.on_gpu)
     if plant:
         PLANTS[plant]()
     try:
@@ -234,7 +244,7 @@ def planted(plant: str) -> Iterator[None]:
     finally:
         Runner.run, Runner.prepare = before
         DecodeGraph.__init__, DecodeGraph._pad, DecodeGraph.run = graph
-        TritonKernels.attend = attend
+        TritonKernels.attend, (gpu.can_record, flash.on_gpu) = attend, there
 
 
 # ----- serving

@@ -391,6 +391,24 @@ def test_doctor_covers_what_the_course_needs(capsys):
     assert "Other programs" in out
 
 
+def test_doctor_says_what_a_gpu_runs(monkeypatch):
+    """It once promised a kernel that nothing called, and half precision that is slow.
+
+    What attends without Triton is shown in tests/integration/test_pretended_gpu.py.
+    """
+    emulated = []
+    monkeypatch.setattr(
+        doctor.torch.cuda, "is_bf16_supported",
+        lambda including_emulation=True: bool(emulated.append(including_emulation)),
+    )  # fmt: skip
+    for found, words in ((None, "no CUDA graphs"), (object(), "CUDA graphs of them")):
+        monkeypatch.setattr(doctor.util, "find_spec", lambda name, it=found: it)
+        half, triton = doctor._cuda()
+        assert (half.ok, half.means) == (False, "use dtype='float16'")
+        assert words in triton.means and triton.ok is (found is not None)
+    assert emulated == [False, False]
+
+
 def test_the_columns_of_doctor_line_up():
     found = [doctor.Finding("a", "bb", "x"), doctor.Finding("aaa", "b", "x", ok=False)]
     assert doctor.table(found).splitlines() == ["✓ a    bb  x", "· aaa  b   x"]
