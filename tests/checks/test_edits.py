@@ -324,6 +324,11 @@ RIGHT = {
         ("gpu_memory_utilization must be in (0, 1], ",
          "gpu_memory_utilization is a share, "),
     ),
+    "ids_by_their_size": (
+        sampling_params,
+        ("list(dict.fromkeys(self.stop_token_ids or []))",
+         "sorted(set(self.stop_token_ids or []))"),
+    ),
     "top_k_then_min_p": (
         sampler,
         ("    if any(min_ps):\n        logits = apply_min_p(logits, min_p)\n", ""),
