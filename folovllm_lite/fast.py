@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -29,7 +28,6 @@ from torch.nn import functional as F
 
 from folovllm_lite.attention import AttentionContext
 from folovllm_lite.flash import (
-    TEAM,
     FlashContext,
     NumbaKernels,
     attend_tiles_cpu,
@@ -37,6 +35,8 @@ from folovllm_lite.flash import (
     exp,
     merge_tiles_cpu,
     on_gpu,
+    one_thread,
+    share,
     store_tokens,
 )
 from folovllm_lite.gptq import QuantizedLinear, pack_levels, unpack_levels
@@ -242,19 +242,6 @@ def threads_for(weights: int, tokens: int) -> AbstractContextManager:
     return one_thread(weights * max(tokens, 8) < _WORTH_SHARING)
 
 
-@contextmanager
-def one_thread(wanted: bool = True) -> Iterator[None]:
-    """PyTorch computes on the caller's thread alone inside, if that is `wanted`."""
-    before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if wanted:
-            torch.set_num_threads(before)
-
-
 def for_a_step(model: Qwen3) -> AbstractContextManager:
     """What to compute a whole step in, sampling and all.
 
@@ -262,22 +249,6 @@ def for_a_step(model: Qwen3) -> AbstractContextManager:
     spin for a while after each operation.
     """
     return one_thread(isinstance(model.model.layers[0], FastStack))
-
-
-def share(work: Callable[[slice], None], rows: int, least: int) -> None:
-    """Call work for parts of `rows` rows, at least so many, each on one thread."""
-    parts = min(rows // least, TEAM.helpers + 1)
-    inference = torch.is_inference_mode_enabled()  # another thread doesn't know
-
-    def part(i: int) -> None:
-        with torch.inference_mode(inference), one_thread():
-            work(slice(rows * i // parts, rows * (i + 1) // parts))
-
-    if parts > 1:
-        TEAM.run(part, parts)
-    else:
-        with one_thread():
-            work(slice(0, rows))
 
 
 def linear(*layers: nn.Linear | QuantizedLinear) -> Prepared:

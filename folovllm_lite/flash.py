@@ -14,7 +14,8 @@ from __future__ import (
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from functools import cache
 from itertools import accumulate, chain
@@ -339,6 +340,35 @@ class Team:
 TEAM = Team(torch.get_num_threads() - 1)
 # Less to read than this is read sooner than a second thread wakes up.
 _WORTH_SHARING = 2**20  # bytes
+
+
+@contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """PyTorch computes on the caller's thread alone inside, if that is `wanted`."""
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if wanted:
+            torch.set_num_threads(before)
+
+
+def share(work: Callable[[slice], None], rows: int, least: int = 1) -> None:
+    """Call work for parts of `rows` rows, at least so many, each on one thread."""
+    parts = min(rows // least, TEAM.helpers + 1)
+    inference = torch.is_inference_mode_enabled()  # another thread doesn't know
+
+    def part(i: int) -> None:
+        with torch.inference_mode(inference), one_thread():
+            work(slice(rows * i // parts, rows * (i + 1) // parts))
+
+    if parts > 1:
+        TEAM.run(part, parts)
+    else:
+        with one_thread():
+            work(slice(0, rows))
 
 
 class NumbaKernels:
@@ -668,8 +698,22 @@ class FlashContext:
                 ks, vs = k[rows].transpose(0, 1), v[rows].transpose(0, 1)
             else:
                 ks, vs = self._cache.gather(layer, blocks, each.end)
-            out[rows] = _attend_chunk(q[rows], ks, vs)
+            _attend_heads(q[rows], ks, vs, out[rows])
         return out.to(q.dtype)
+
+
+def _attend_heads(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    """Fill out [n, Hq, D] with `_attend_chunk`; threads share long chunks by heads."""
+    group, pairs = q.shape[1] // len(k), q.numel() * k.shape[1]
+
+    def work(part: slice) -> None:
+        heads = slice(part.start * group, part.stop * group)
+        out[:, heads] = _attend_chunk(q[:, heads], k[part], v[part])
+
+    if q.device.type == "cpu" and pairs >= 2**22:
+        share(work, len(k))
+    else:
+        work(slice(0, len(k)))
 
 
 def _attend_chunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from folovllm_lite import fast, qwen3
+from folovllm_lite import fast, flash, qwen3
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.config import ModelConfig
 from folovllm_lite.flash import FlashContext, NumbaKernels, Team
@@ -137,7 +137,7 @@ def test_a_decoding_step_gives_the_plain_ones_states(
 ):
     """In one call, or shared among threads that take whole rows."""
     monkeypatch.setattr(fast, "_FEW", few)
-    monkeypatch.setattr(fast, "TEAM", Team(helpers))
+    monkeypatch.setattr(flash, "TEAM", Team(helpers))
     path = make_checkpoint(tmp_path, family, **changes)
     expect_alike_decoding(fast.prepare(load(path)), load(path))
 
@@ -386,7 +386,7 @@ def test_a_mistake_in_compiled_code_is_seen(name, mutant, tmp_path, monkeypatch)
     ],
 )
 def test_a_mistake_in_a_step_is_seen(where, name, mutant, path, monkeypatch):
-    monkeypatch.setattr(fast, "TEAM", Team(2))
+    monkeypatch.setattr(flash, "TEAM", Team(2))
     monkeypatch.setattr(where, name, mutant)
     with pytest.raises(AssertionError):
         expect_alike_decoding(fast.prepare(load(path)), load(path))

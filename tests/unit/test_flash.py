@@ -114,7 +114,9 @@ def test_a_team_survives_a_fork():
 
 
 def test_shared_among_threads_it_is_the_same(monkeypatch):
-    step = Step((2000, 1), (300, 1), (1, 1), (700, 3), Hq=4, Hkv=2, block_size=16)
+    rows, chunks = ((2000, 1), (300, 1), (1, 1), (700, 3)), ((0, 300), (200, 150))
+    step = Step(*rows, *chunks, Hq=4, Hkv=2, block_size=16)
+    monkeypatch.setattr(flash, "TEAM", Team(0))
     alone = step.attend(FlashContext)
     monkeypatch.setattr(flash, "_WORTH_SHARING", 0)
     monkeypatch.setattr(flash, "TEAM", Team(TEAM_THREADS - 1))
