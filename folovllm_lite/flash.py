@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from copy import copy
 from functools import cache
 from itertools import accumulate, chain
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import NamedTuple
@@ -119,13 +120,20 @@ def compiled(function: Callable) -> Callable:
     have to: other threads may.
     """
     options = {"nogil": True, "error_model": "numpy", "fastmath": _SUMS}
-    # What was kept notices a change of its own file and of nothing that it calls. In a
-    # notebook, where those are cells, nothing is kept.
-    keep = function.__module__ != "__main__"
+    # In a notebook, where what a function calls stands in cells, nothing is kept.
+    if function.__module__ == "__main__":
+        return njit(**options)(function)
     try:
-        return njit(cache=keep, **options)(function)
+        made = njit(cache=True, **options)(function)
     except RuntimeError:  # neither folder can be written: compile in every process
         return njit(**options)(function)
+    # What was kept notices a change of its own file and of nothing that it calls, which
+    # are functions of this one.
+    changed = Path(__file__).stat().st_mtime
+    for kept in Path(made.stats.cache_path).glob(f"*.{function.__name__}-*.nbi"):
+        if kept.stat().st_mtime < changed:
+            kept.unlink(missing_ok=True)
+    return made
 
 
 def widen(bits):

@@ -3,8 +3,10 @@
 import importlib.util
 import math
 import multiprocessing
+import os
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,6 +123,23 @@ def test_shared_among_threads_it_is_the_same(monkeypatch):
     monkeypatch.setattr(flash, "_WORTH_SHARING", 0)
     monkeypatch.setattr(flash, "TEAM", Team(TEAM_THREADS - 1))
     assert torch.equal(alone, step.attend(FlashContext))
+
+
+def test_what_is_kept_is_dropped_when_this_module_has_changed(tmp_path, monkeypatch):
+    """Other modules' kernels call these, and Numba looks at their own file alone."""
+    (tmp_path / "others_kernels.py").write_text(
+        "from folovllm_lite.flash import compiled, exp\n"
+        "@compiled\ndef twice(x):\n    return 2 * exp(x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    kernels = importlib.import_module("others_kernels")
+    assert kernels.twice(np.float32(0)) == 2
+    (kept,) = Path(kernels.twice.stats.cache_path).glob("*.nbi")
+    flash.compiled(kernels.twice.py_func)
+    assert kept.exists()
+    os.utime(kept, (0, 0))  # older than flash.py
+    flash.compiled(kernels.twice.py_func)
+    assert not kept.exists()
 
 
 @njit  # not `compiled`: what is kept of an earlier run doesn't notice another `widen`
