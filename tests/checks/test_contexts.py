@@ -114,7 +114,7 @@ CHUNKS = {
         "attn_mask=mask,\n        is_causal=mask is None", "is_causal=True"),
     "a_few_tokens_see_all_of_them": (
         "past + i + 1, each.blocks", "each.end, each.blocks"),
-    "the_first_row_of_all": ("out[rows] = _attend", "out[: len(q[rows])] = _attend"),
+    "the_first_row_of_all": ("ks, vs, out[rows])", "ks, vs, out[: len(q[rows])])"),
 }  # fmt: skip
 NUMBA = {
     "no_scale": ("scale = np.float32(1 / math.sqrt(D))", "scale = np.float32(1)"),
