@@ -254,10 +254,13 @@ def draw(
         return logits.argmax(-1)
     probs = logits.softmax(-1)
     shared = [i for i in random if rows[i].generator is None]
-    noise = torch.empty_like(probs[: len(shared)]).exponential_(generator=generator)
-    if len(shared) < len(rows):
-        fresh, noise = noise, torch.ones_like(probs)  # greedy rows: argmax of p itself
-        noise[tensor_on(shared, logits.device, torch.long)] = fresh
+    noise = torch.ones_like(probs)  # greedy rows: argmax of p itself
+    if shared:
+        apart = len(shared) < len(rows)
+        fresh = torch.empty_like(probs[: len(shared)]) if apart else noise
+        fresh.exponential_(generator=generator)
+        if apart:
+            noise[tensor_on(shared, logits.device)] = fresh
     for i in random:
         if rows[i].generator is not None:
             noise[i].exponential_(generator=rows[i].generator)

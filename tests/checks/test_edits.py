@@ -130,7 +130,7 @@ MUTANTS = {
         "len(row.prompt_token_ids + row.output_token_ids) < row.params.min_tokens",
         "prompt don't count"),
     "the_generator_is_not_passed_on": (
-        sampler, ".exponential_(generator=generator)", ".exponential_()",
+        sampler, "fresh.exponential_(generator=generator)", "fresh.exponential_()",
         "generator that is handed in"),
     "greedy_rows_take_the_likeliest_of_rounded": (
         sampler, "if len(random) < len(rows):", "if False:",
