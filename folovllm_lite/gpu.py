@@ -38,6 +38,15 @@ _ALL_AT_ONCE = SamplingParams(
 _MOST_ROWS = 512
 
 
+def avoid_cudnn() -> None:
+    """Let PyTorch's attention be anything but cuDNN's, for the whole process.
+
+    On Hopper PyTorch prefers it, and it builds a plan for each shape: one for each step
+    of a prompt that is cut into chunks. vLLM switches it off too.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 @torch.inference_mode()
 def step_bytes(model: Qwen3, tokens: int, rows: int, longest: int) -> int:
     """Bytes that the largest step needs for a moment, beside weights and pool.
@@ -61,7 +70,7 @@ def step_bytes(model: Qwen3, tokens: int, rows: int, longest: int) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     prompts = [
         Segment(first, min(first + longest, tokens), min(longest, tokens - first), [0])
-        for first in range(0, tokens, longest)
+        for first in range(0, max(1, tokens - 1), longest)  # each of two or more
     ]
     part = min(tokens, longest - 1)  # a past of one token at least
     chunk = [Segment(0, part, longest, [0] * -(-longest // 16))]

@@ -82,6 +82,8 @@ def make_engine(
             model or the machine can't do.
     """
     device, asked = get_device(device), config.model_config
+    if device.type == "cuda":
+        gpu.avoid_cudnn()
     path = resolve_checkpoint(asked.model)
     quantized = quantization is not None or gptq.read_quantization(path) is not None
     load = gptq.load if quantized else Qwen3.from_pretrained

@@ -34,7 +34,9 @@ def serve(llm: LLM) -> list[list[int]]:
 def graphs_give_the_tokens_of_eager_steps(device: str) -> None:
     """Twice in one engine: the second time tables and rows are others."""
     wanted = serve(llm_on(device, enforce_eager=True))
+    torch.backends.cuda.enable_cudnn_sdp(True)
     llm = llm_on(device)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert isinstance(llm.llm_engine.runner, GraphRunner)
     for _ in range(2):
         for ids, one, two in zip(prompt_ids(), serve(llm), wanted, strict=True):
