@@ -96,7 +96,9 @@ def _window(p: SimpleNamespace) -> None:
 )
 def _skipped_tiles(p: SimpleNamespace) -> None:
     """Tiles that no query sees aren't touched: they may hold NaN."""
-    for places, window, tile in (([11], 3, 4), ([14, 15], 4, 4), ([5], 2, 4)):
+    for places, window, tile in (
+        ([11], 3, 4), ([14, 15], 4, 4), ([5], 2, 4), ([14, 9], 4, 4),
+    ):  # fmt: skip
         q, k = _numbers(len(places), 2, 8, seed=1), _numbers(16, 1, 8, seed=2)
         v, at = _numbers(16, 1, 8, seed=3), torch.tensor(places)
         wanted = _windowed(q, k, v, at, window)

@@ -1,6 +1,7 @@
 """What has to be true of a KV cache (notebook 07)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -416,6 +417,12 @@ def _doubling_is_small(p: SimpleNamespace) -> None:
         if cache.nbytes > most * token:
             given = f"max_len 1000, {cache.length} stored: slots"
             fail(given, cache.nbytes // token, f"at most {most}")
+    cache = _new(p.DoublingKVCache, 100)
+    with suppress(ValueError):
+        cache.step(101)
+    if cache.nbytes > 16 * token:
+        given = "max_len 100, nothing stored, step(101) is refused: slots"
+        fail(given, cache.nbytes // token, "at most 16")
 
 
 @_SUITE.property(

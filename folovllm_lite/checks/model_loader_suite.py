@@ -1250,6 +1250,12 @@ def _sharded_limit(p: SimpleNamespace) -> None:
         if size > 40 and len(inside) > 1:
             given = "11 tensors of 8 bytes and one of 100, limit 40: a shard"
             fail(given, f"{len(inside)} tensors of {size} bytes", "at most 40 bytes")
+    _, files = _saved(p, {name: t.double() for name, t in _ten().items()}, 40)
+    for inside in files.values():
+        size = sum(tensor.nbytes for tensor in inside.values())
+        if size > 40:
+            given = "10 tensors of two float64, limit 40: a shard"
+            fail(given, f"{len(inside)} tensors of {size} bytes", "at most 40 bytes")
 
 
 @_SUITE.property("save_sharded", hint="fill a shard before you open the next")

@@ -144,6 +144,13 @@ def _keeps_reserve(p: SimpleNamespace) -> None:
         expect(given, pool.place(late, tokens), wanted)
         if not wanted:
             expect(f"{given} is False: what has changed", _state(pool, late), before)
+    pool = p.CarefulManager(8, 4, 2)
+    _begin(pool, "a", 8)
+    gone = _seq("b", 16)
+    pool.place(gone, 16)
+    pool.release(gone)
+    given = "8 blocks of 4, reserve 2, a holds 2, b had 4 and is gone, another b: place"
+    expect(f"{given} for 17", pool.place(_seq("b", 17), 17), False)
 
 
 @_SUITE.property("CarefulManager", hint="for whom is the reserve?")

@@ -70,6 +70,17 @@ def drained(most):
     return share
 
 
+def whole_or_none(most):
+    """Cuts what is above the limit; what is below it fits in whole, or waits."""
+
+    def share(missing, budget):
+        if missing > most:
+            return min(most, budget)
+        return missing if missing <= budget else 0
+
+    return share
+
+
 def on_a_line(seconds, decoding, target):
     """As if each token took as long as any other."""
     least, most = decoding + 1, 8192
@@ -90,7 +101,7 @@ WRONG = {
         lambda most: lambda missing, budget: missing if missing <= most else 0,
         lambda most: lambda missing, budget: max(1, min(missing, budget, most)),
         lambda most: lambda missing, budget: min(missing, budget, most - 1),
-        shared, drained,
+        shared, drained, whole_or_none,
     ],
     "choose_budget": [
         from_below, searched(strict=True), searched(up=0), searched(low=0),

@@ -14,13 +14,14 @@ def trace_parts():
 
 
 def window_attention(
-    q, k, v, q_positions, window, tile=4, *, ahead=0, behind=0, skip=True
+    q, k, v, q_positions, window, tile=4, *, ahead=0, behind=0, skip=True, sort=True
 ):
     T, Hq, D = q.shape
     S, Hkv, _ = k.shape
     heads = q.float().reshape(T, Hkv, -1, D).permute(1, 2, 0, 3) / math.sqrt(D)
     k, v = (x.transpose(0, 1).unsqueeze(1) for x in (k, v))
-    first, last = int(q_positions.min()) - window + 1, int(q_positions.max())
+    places = sorted(q_positions.tolist()) if sort else q_positions.tolist()
+    first, last = places[0] - window + 1, places[-1]
     done = None
     for start in range(0, S, tile):
         if skip and (start + tile <= first or start > last):
@@ -106,6 +107,7 @@ MUTANTS = [
     ("window_attention", lambda *a, **k: window_attention(*a, **k, behind=-1)),
     ("window_attention", lambda *a, **k: window_attention(*a, **k, behind=1)),
     ("window_attention", lambda *a, **k: window_attention(*a, **k, skip=False)),
+    ("window_attention", lambda *a, **k: window_attention(*a, **k, sort=False)),
     ("window_attention", lambda q, k, v, at, window, tile: window_attention(
         q, k, v, at, len(k), tile)),
     ("window_attention", lambda q, k, v, at, window, tile: window_attention(

@@ -435,6 +435,16 @@ class LosesThePast(Doubling):
         return old.new_zeros(L, Hkv, slots, D)
 
 
+class MovesBeforeItRefuses(Doubling):
+    def step(self, tokens):
+        slots = min(self.max_len, self.length + tokens)
+        if slots > self.keys.shape[2]:
+            slots = min(self.max_len, max(slots, 2 * self.keys.shape[2]))
+            self.keys = self._moved(self.keys, slots)
+            self.values = self._moved(self.values, slots)
+        return ContiguousKVCache.step(self, tokens)
+
+
 class InheritsCopy(Doubling):
     copy = ContiguousKVCache.copy
 
@@ -527,7 +537,7 @@ EXERCISE_MUTANTS = {
     "DoublingKVCache": [
         DoublesFromTheStart, GrowsByTheStep, DoublesPastTheLimit, DoublesOnce,
         LosesThePast, InheritsCopy, CopiesShallowly, LimitIsTheSlots,
-        BeginsWithSixteen, GrowsBySixteen,
+        BeginsWithSixteen, GrowsBySixteen, MovesBeforeItRefuses,
     ],
     "PackedContext": [
         PacksPositionsFromZero, PacksOneLongText, PacksAdvance, PacksAndAdvancesAtOnce,

@@ -875,6 +875,17 @@ def saves_by_count_of_elements(tensors, folder, limit):
     SOLVED["save_sharded"](tensors, folder, limit * 4)
 
 
+def saves_four_bytes_a_number(tensors, folder, limit):
+    groups, room = [], 0
+    for name, tensor in _untied(tensors).items():
+        if not groups or 4 * tensor.numel() > room:
+            groups.append({})
+            room = limit
+        groups[-1][name] = tensor
+        room -= 4 * tensor.numel()
+    _save(groups, folder)
+
+
 def saves_tied_tensors_twice(tensors, folder, limit):
     SOLVED["save_sharded"]({n: t.clone() for n, t in tensors.items()}, folder, limit)
 
@@ -925,6 +936,7 @@ EXERCISE_MUTANTS = {
         saves_a_shard_for_each, saves_one_shard, saves_by_count_of_elements,
         saves_tied_tensors_twice, saves_without_the_last_shard, saves_without_an_index,
         saves_without_the_size, saves_one_of_each_storage, saves_one_of_each_address,
+        saves_four_bytes_a_number,
     ],
 }  # fmt: skip
 

@@ -97,6 +97,21 @@ class OneTooMany(Careful):
         return super().place(seq, end)
 
 
+class RemembersNames(Careful):
+    """Who ran once under a name needn't leave the reserve under it again."""
+
+    def __init__(self, num_blocks, block_size, reserve):
+        super().__init__(num_blocks, block_size, reserve)
+        self.known = set()
+
+    def place(self, seq, end):
+        left = len(self.free) - self.blocks_for(end)
+        if self.holders and left < self.reserve and seq.seq_id not in self.known:
+            return False
+        self.known.add(seq.seq_id)
+        return super().place(seq, end)
+
+
 class KeepsItFromAll(NeverAlone):
     """Nobody gets the reserve, not even who runs: a smaller pool."""
 
@@ -241,7 +256,7 @@ def slots_suffice(free, size, tokens):
 MUTANTS = {
     "CarefulManager": [
         LooksBefore, NeverAlone, CountsTokens, OneTooMany, KeepsItFromAll, PlacesFirst,
-        TakesThemAway, DoesNothing,
+        TakesThemAway, DoesNothing, RemembersNames,
     ],
     "fragment": [
         fills_with_ones, leaves_one_long_hole, holes_of_a_quarter, more_than_there_is,
