@@ -605,7 +605,8 @@ class FastLayer(Prepared):
         """Room for q [T, Hq, D] and k, v [T, Hkv, D]."""
         Hq, both = self.self_attn.cuts
         heads = Hq, both - Hq, both - Hq
-        return [torch.empty(T, H, self.self_attn.D) for H in heads]
+        D = self.self_attn.D
+        return [torch.empty(T, H, D, device="cpu") for H in heads]
 
     def before(self, x: Tensor, *given: Tensor) -> None:
         """Fill q, k and v of some rows; given is cos, sin, q, k, v."""
@@ -631,7 +632,7 @@ class FastLayer(Prepared):
         add_rows(stream.numpy(), x.numpy(), stream.numpy())
         norm_rows(stream.numpy(), norm, eps, normed.numpy())
         both = self.mlp.gate_up_proj.multiply(normed)
-        inner = torch.empty(len(x), both.shape[1] // 2)
+        inner = x.new_empty(len(x), both.shape[1] // 2)
         gate_rows(both.numpy(), inner.numpy())
         more = self.mlp.down_proj.multiply(inner)
         add_rows(stream.numpy(), more.numpy(), out.numpy())

@@ -586,7 +586,9 @@ class TritonKernels:
         if plan is None:
             longest = max((len(row.blocks) for row in rows), default=0)
             shape, on_gpu = (2 + longest, len(rows)), device.type == "cuda"
-            plan = torch.zeros(shape, dtype=torch.int64, pin_memory=on_gpu)
+            plan = torch.zeros(
+                shape, dtype=torch.int64, device="cpu", pin_memory=on_gpu
+            )
             for line, row in zip(plan.T.numpy(), rows, strict=True):
                 line[:2] = row.first, row.end
                 line[2 : 2 + len(row.blocks)] = row.blocks

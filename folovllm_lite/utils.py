@@ -74,7 +74,7 @@ def tensor_on(
     any other the host copies, when the GPU has done all that it was given before.
     """
     on_gpu = device.type == "cuda"
-    made = torch.tensor(values, dtype=dtype, pin_memory=on_gpu)
+    made = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=on_gpu)
     return made.to(device, non_blocking=True)
 
 
