@@ -198,12 +198,12 @@ class GraphRunner:
                 for size in reversed(graph_sizes(most_rows))
             }
 
-    @torch.inference_mode()
     def run(self, step: Step) -> Tensor:
         """As `Runner.run`; the hidden states hold until the next step."""
         work = list(step.work.values())
         if any(each.count > 1 for each in work) or len(work) > max(self.graphs):
             return self.runner.run(step)
-        self.cache.move(step.moves)
         size = min(size for size in self.graphs if size >= len(work))
-        return self.graphs[size].run(work)
+        with torch._C._InferenceMode(True):  # as in `LLMEngine.compute`
+            self.cache.move(step.moves)
+            return self.graphs[size].run(work)

@@ -267,7 +267,7 @@ class _Watchers:
 
     def step(self) -> bool:
         """Compute a step, and let them know; whether it has changed anything."""
-        with fast.for_a_step(self.engine.model):
+        with _usual_device(), fast.for_a_step(self.engine.model):
             changed = self.engine.compute()
         for state in changed:
             if state.request.request_id in self.known:
