@@ -61,6 +61,8 @@ class Suite:
             has several of its kind.
         about: what is judged, and by which contract; becomes its docstring.
         inside: makes the context in which every property runs.
+        methods: a function that can be judged alone, and the method of the package's
+            class that it stands for: {"admit": "Scheduler._admit"}.
     """
 
     def __init__(
@@ -68,9 +70,11 @@ class Suite:
         module: ModuleType | SimpleNamespace,
         about: str = "",
         inside: Callable[[], AbstractContextManager] = nullcontext,
+        methods: Mapping[str, str] | None = None,
     ):
         self.module = module
         self.inside = inside
+        self.methods = methods or {}
         self.properties: list[Property] = []
         self.__doc__ = inspect.cleandoc(about) or None
 
@@ -104,9 +108,9 @@ class Suite:
             TypeError: if there is nothing to judge, or a name that no property is
                 about.
         """
-        given = {**self._pieces(pieces), **named}
+        given = {**self._pieces(pieces), **self._in_classes(named)}
         known = self.judges()
-        strange = sorted(named.keys() - known)
+        strange = sorted(named.keys() - known - self.methods.keys())
         if strange or not given.keys() & known:
             what = (
                 f"no property is about {', '.join(strange)}"
@@ -116,8 +120,8 @@ class Suite:
             raise TypeError(
                 f"{what}; there are properties of {', '.join(sorted(known))}"
             )
-        for name, piece in given.items():
-            if name in known and not callable(piece):
+        for name, piece in {**given, **named}.items():
+            if name in known | self.methods.keys() and not callable(piece):
                 raise TypeError(f"{name} must be something to call, got {piece!r}")
         together = SimpleNamespace(**{**vars(self.module), **given})
         chosen = [each for each in self.properties if given.keys() & set(each.needs)]
@@ -128,6 +132,15 @@ class Suite:
                 f"{failed} of {len(chosen)} properties don't hold yet, see above"
             )
         print(f"All {len(chosen)} properties hold.")
+
+    def _in_classes(self, named: dict[str, Any]) -> dict[str, Any]:
+        """The pieces, methods that are given alone in a class of the package's kind."""
+        made = dict(named)
+        for name in named.keys() & self.methods.keys():
+            owner, _, method = self.methods[name].partition(".")
+            base = made.get(owner, getattr(self.module, owner))
+            made[owner] = type("Yours", (base,), {method: made.pop(name)})
+        return made
 
     def judges(self) -> set[str]:
         """The names of all pieces that a property is about."""

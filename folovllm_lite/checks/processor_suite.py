@@ -14,19 +14,7 @@ from folovllm_lite.checks.tiny import Letters
 from folovllm_lite.outputs import Logprob
 from folovllm_lite.sampling_params import SamplingParams
 
-
-class _Processor(Suite):
-    """A suite that also knows `write`, a method alone."""
-
-    def run(self, pieces: Any = None, /, **named: Any) -> None:
-        """Judge `write` as the method `_write` of the package's OutputBuilder."""
-        if "write" in named:
-            methods = {"_write": named.pop("write")}
-            named["OutputBuilder"] = type("Yours", (package.OutputBuilder,), methods)
-        super().run(pieces, **named)
-
-
-_SUITE = processor = _Processor(
+_SUITE = processor = Suite(
     package,
     """Judge InputProcessor, TokenTexts, ByteDetokenizer, WindowDetokenizer,
     StopStrings and OutputBuilder, or some of them.
@@ -36,6 +24,7 @@ _SUITE = processor = _Processor(
     OutputBuilder, and the exercises of notebook 08 as `predict_news`, `ready` and
     `hide`.
     """,
+    methods={"write": "OutputBuilder._write"},
 )
 
 

@@ -17,9 +17,11 @@ _SUITE = scheduler = Suite(
     """Judge the pieces of `folovllm_lite.scheduler`, or some of them.
 
     `checks.scheduler(Scheduler=Mine)` judges a class, `checks.scheduler(chunk=mine)` a
-    function, `checks.scheduler(module)` all of a module. The memory is the package's
-    own BlockManager.
+    function, `checks.scheduler(module)` all of a module. `admit` is judged as the
+    method `_admit` of the package's Scheduler. The memory is the package's own
+    BlockManager.
     """,
+    methods={"admit": "Scheduler._admit"},
 )
 
 
@@ -292,6 +294,12 @@ def _budget(p: SimpleNamespace) -> None:
     )
     made.config.max_num_batched_tokens = 1
     expect("budget 1, two decode: work", list(_shares(_step(made))), ["a"])
+    made = _made(p, blocks=6)
+    _several(made, 2, 2, 2, 6)
+    _step(made)
+    made.config.max_num_batched_tokens = 2
+    given = "budget 2, 6 blocks of 2, four decode, a takes the blocks of d"
+    expect(f"{given}: work", list(_shares(_step(made))), ["a", "b"])
 
 
 @_SUITE.property("Scheduler", hint="half a prompt is a chunk; may there be one?")

@@ -373,6 +373,11 @@ MUTANTS = {
         "undone = step.work.pop(seq.seq_id, None)",
         "undone = step.work.get(seq.seq_id)",
     ),
+    "a_victim_without_work_gives_a_token_back": (
+        "_budget",
+        "return undone.count if undone else 0",
+        "return undone.count if undone else 1",
+    ),
     "offers_that_may_be_undone": (
         "_offered_late",
         (

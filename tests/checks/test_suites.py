@@ -16,6 +16,7 @@ from folovllm_lite import sampler as sampler_module
 from folovllm_lite.checks.harness import Suite, expect_error
 from folovllm_lite.sampler import SamplerOutput
 from folovllm_lite.sampling_params import SamplingParams
+from folovllm_lite.scheduler import Scheduler
 
 REMOVED = -math.inf
 
@@ -641,6 +642,20 @@ def test_what_can_not_be_judged_is_a_type_error():
         TypeError, match="apply_top_k must be something to call, got None"
     ):
         checks.sampler(apply_top_k=None)
+
+
+def test_a_method_alone_is_judged_in_its_class(capsys):
+    checks.scheduler(admit=Scheduler._admit)
+    assert "properties hold." in capsys.readouterr().out
+
+    def admit(self, step, budget):
+        raise NotImplementedError("begin with the first")
+
+    with pytest.raises(checks.CheckFailed):
+        checks.scheduler(admit=admit)
+    assert "(not written yet)" in capsys.readouterr().out
+    with pytest.raises(TypeError, match="admit must be something to call, got None"):
+        checks.scheduler(admit=None)
 
 
 def test_a_notebooks_names_can_be_handed_over_whole(capsys):
