@@ -2,8 +2,9 @@
 
 One source, two forms. A cell's tag `yours:apply_top_k` says that the definition is the
 learner's: it keeps its signature and docstring, and its body becomes a stub. A cell
-tagged `answer` would give something away: prose is folded, code is left out. Below the
-last part of each piece follows the suite that judges it.
+tagged `answer` would give something away: prose is folded, code is left out. One tagged
+`reading` is for the reading form alone: a stub, say, of what is blank further down.
+Below the last part of each piece follows the suite that judges it.
 """
 
 import ast
@@ -42,6 +43,8 @@ def writing_form(notebook: dict) -> dict:
     for index, cell in enumerate(notebook["cells"]):
         cell["source"] = joined(cell["source"])
         tags = cell.get("metadata", {}).get("tags", [])
+        if "reading" in tags:
+            continue
         if cell["cell_type"] == "code":
             if "answer" in tags:
                 continue

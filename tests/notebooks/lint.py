@@ -39,6 +39,7 @@ TAGS = (
     "raises-exception",
     "skim",
     "answer",
+    "reading",
 )
 PKG_TAG = re.compile(r"pkg:folovllm_lite(\.\w+)+")
 

@@ -510,6 +510,14 @@ def test_answers_are_folded_or_left_out():
     ]  # fmt: skip
 
 
+def test_what_is_for_the_reading_form_is_left_out():
+    cells = [markdown("So."), markdown("Thus."), code("x = 1"), code("x = 2")]
+    for cell in cells[1:3]:
+        cell["metadata"] = {"tags": ["reading"]}
+    made = writing_form(notebook(cells))
+    assert [cell["source"] for cell in made["cells"]] == ["So.", "x = 2"]
+
+
 def test_an_untouched_workbook_is_the_packages_engine(tmp_path):
     written, kept = mine.write(tmp_path)
     assert len(written) == len(lessons()) and not kept
