@@ -17,8 +17,10 @@ _SUITE = block_manager = Suite(
     """Judge FreeBlocks and BlockManager of `folovllm_lite.block_manager`.
 
     `checks.block_manager(BlockManager=Mine)` judges one class,
-    `checks.block_manager(module)` both of a module.
+    `checks.block_manager(module)` both of a module. `grow` is judged as that method of
+    the package's BlockManager.
     """,
+    methods={"grow": "BlockManager.grow"},
 )
 
 
@@ -49,7 +51,9 @@ def _go(pool: Any, seq: Sequence, end: int | None = None) -> bool:
 
 
 def _fork(pool: Any, parent: Sequence, name: str) -> Sequence:
+    """A second future of `parent`, which has no table before the pool gives it one."""
     child = parent.fork(name)
+    child.block_ids = []
     pool.fork(parent, child)
     return child
 
@@ -163,12 +167,12 @@ def _forgets(p: SimpleNamespace) -> None:
 @_SUITE.property("BlockManager", hint="every block is free before anybody asks")
 def _fresh(p: SimpleNamespace) -> None:
     """A new pool has all of its blocks free, and a pool of nothing is refused."""
-    for count in (1, 3):
-        pool = p.BlockManager(count, 2)
-        given = f"{count} blocks of 2 tokens"
+    for count, size in ((1, 1), (1, 2), (3, 2)):
+        pool = p.BlockManager(count, size)
+        given = f"{count} blocks of {size} tokens"
         expect(f"{given}: free blocks", len(pool.free), count)
         expect(f"{given}: refs", list(pool.refs), [0] * count)
-        expect(f"{given}: capacity in tokens", pool.capacity, 2 * count)
+        expect(f"{given}: capacity in tokens", pool.capacity, count * size)
         expect(f"{given}: moves", list(pool.moves), [])
         _books(pool, given)
     for count, size in ((0, 2), (3, 0), (-1, 2)):
@@ -339,6 +343,11 @@ def _last_holder(p: SimpleNamespace) -> None:
         pool.release(both[order[1]])
         expect(f"{given}, then the other: free blocks", len(pool.free), 3)
         _books(pool, given)
+        again = _seq(range(3))
+        _begin(pool, again)
+        _fork(pool, again, "a-1")
+        given += ", then the other; two of the same names share anew"
+        expect(f"{given}: free blocks", len(pool.free), 1)
 
 
 @_SUITE.property("BlockManager", hint="which block does the next token go to?")
@@ -597,6 +606,10 @@ def _order_of_moves(p: SimpleNamespace) -> None:
 @_SUITE.property("BlockManager", hint="CPU memory ends too")
 def _swap_room(p: SimpleNamespace) -> None:
     """Without room in CPU memory swap_out is False, and nothing changes."""
+    pool, one = p.BlockManager(1, 2), _seq(range(2))
+    _begin(pool, one)
+    given = "a pool that was given no CPU memory, swap_out"
+    _no(given, lambda: pool.swap_out(one), pool, one)
     pool = p.BlockManager(3, 2, num_swap_blocks=2)
     one, two = _seq(range(4)), _seq(range(2), "b")
     _begin(pool, one)

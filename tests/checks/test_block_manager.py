@@ -65,6 +65,9 @@ MUTANTS = {
         '                f"block_size is {block_size}"',
         '            "a pool needs blocks"',
     ),
+    "a_block_of_one_token_is_refused": (
+        "_fresh", "or block_size < 1:", "or block_size <= 1:"
+    ),
     "capacity_in_blocks": (
         "_fresh",
         "return self.num_blocks * self.block_size",
@@ -179,6 +182,9 @@ MUTANTS = {
         "child.block_ids = list(parent.block_ids)",
         "child.block_ids = parent.block_ids",
     ),
+    "a_fork_brings_its_own_table": (
+        "_sharing", "        child.block_ids = list(parent.block_ids)\n", ""
+    ),
     "a_fork_does_not_count": (
         "_sharing",
         "        for block_id in child.block_ids:\n"
@@ -209,6 +215,9 @@ MUTANTS = {
         "_last_holder",
         "            self.refs[block_id] -= 1\n            if not",
         "            self.refs[block_id] = 0\n            if not",
+    ),
+    "a_name_that_was_there_is_never_new": (
+        "_last_holder", "        self.holders.pop(seq.seq_id, None)\n", ""
     ),
     "no_copy_on_write": (
         "_copy_on_write",
@@ -360,6 +369,9 @@ MUTANTS = {
         "_order_of_moves",
         "self.moves += [(\"in\", place, block_id) for place, block_id in pairs]",
         "self.moves[:0] = [(\"in\", place, block_id) for place, block_id in pairs]",
+    ),
+    "there_is_always_cpu_memory": (
+        "_swap_room", "num_swap_blocks: int = 0", "num_swap_blocks: int = 1"
     ),
     "cpu_memory_has_no_end": (
         "_swap_room",
