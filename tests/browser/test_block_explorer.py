@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from tests.browser import test_lab
-from tests.browser.test_lab import explorer, lab, page, shows  # noqa: F401  (fixtures)
+from tests.browser.jupyterlab import needs_a_browser, shows
 
-pytestmark = test_lab.pytestmark
+pytestmark = needs_a_browser
 
 CODE = "from folovllm_lite import widgets\nwidgets.BlockExplorer()"
 
 
-def test_step_through_a_pool_with_the_keyboard(explorer):  # noqa: F811
+def test_step_through_a_pool_with_the_keyboard(explorer):
     shows(explorer, "after step 1 of")
     handles = explorer.locator(".noUi-handle")
     step, blocks, _, completions, _ = (handles.nth(i) for i in range(5))

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import time
 
-import nbformat
 import pytest
 
-from tests.browser import test_lab
-from tests.browser.test_lab import lab, page, run_all  # noqa: F401  (fixtures)
-from tests.notebooks.course import METADATA, NOTEBOOKS, read
+from tests.browser.jupyterlab import code_cells, needs_a_browser, notebook, run_all
+from tests.notebooks.course import NOTEBOOKS, read
 
-pytestmark = test_lab.pytestmark
+pytestmark = needs_a_browser
 
 CODE = "from folovllm_lite import widgets\nwidgets.SamplingExplorer()"
 
 
-def notebook() -> dict:
-    cell = nbformat.v4.new_code_cell(CODE, id="explorer")
-    made = nbformat.v4.new_notebook(cells=[dict(cell)], metadata=METADATA)
-    return dict(made)
-
-
-def focused(page) -> str:  # noqa: F811
+def focused(page) -> str:
     """What has the focus: a button's text, or the label of a dial."""
     return page.evaluate(
         """() => {
@@ -39,13 +31,12 @@ def focused(page) -> str:  # noqa: F811
 
 
 @pytest.fixture
-def explorer(lab, page):  # noqa: F811
-    run_all(page, lab(notebook()), 1)
-    page.locator(".folo-explorer svg").wait_for(timeout=30_000)
-    return page
+def explorer(explorer):
+    """The whole page: the keyboard goes from the explorer to what is around it."""
+    return explorer.page
 
 
-def tab_to(page, words: str) -> None:  # noqa: F811
+def tab_to(page, words: str) -> None:
     """Press Tab once, or twice where a slider's number can be typed as well."""
     here = focused(page)
     page.keyboard.press("Tab")
@@ -77,10 +68,10 @@ def test_the_keyboard_alone_turns_every_dial(explorer):
         explorer.get_by_text(words).wait_for(timeout=10_000)
 
 
-def test_the_explorer_of_notebook_03(lab, page):  # noqa: F811
+def test_the_explorer_of_notebook_03(lab, page):
     """All of 03 is run; then a slider is dragged, a token drawn, the picture seen."""
     made = read(NOTEBOOKS / "03_sampler.ipynb")
-    run_all(page, lab(made), test_lab.code_cells(made))
+    run_all(page, lab(made), code_cells(made))
     box = page.locator(".folo-explorer").first
     box.scroll_into_view_if_needed()
     picture = box.locator("svg")
@@ -104,12 +95,9 @@ def test_the_explorer_of_notebook_03(lab, page):  # noqa: F811
     box.get_by_text("1 drawn, the last one was").wait_for(timeout=10_000)
 
 
-def test_it_says_that_a_cell_is_running(lab, page):  # noqa: F811
+def test_it_says_that_a_cell_is_running(lab, page):
     """Under Run All the dials are there long before anything answers them."""
-    made = notebook()
-    wait = nbformat.v4.new_code_cell("import time; time.sleep(5)", id="wait")
-    made["cells"].append(dict(wait))
-    page.goto(lab(made))
+    page.goto(lab(notebook(CODE, "import time; time.sleep(5)")))
     page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=60_000)
     page.locator(".lm-MenuBar-item", has_text="Run").first.click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()

@@ -15,15 +15,14 @@ import sys
 
 import pytest
 
-from tests.browser import test_lab
-from tests.browser.test_lab import Lab, page  # noqa: F401  (a fixture)
+from tests.browser.jupyterlab import Lab, figure_sizes, needs_a_browser
 from tests.notebooks.course import NOTEBOOKS, ROOT, read
 from tests.notebooks.test_exercises import exercises
 
 LESSON = "01_configs.ipynb"
 
 pytestmark = [
-    *test_lab.pytestmark,
+    *needs_a_browser,
     pytest.mark.skipif(shutil.which("git") is None, reason="no git was found"),
 ]
 
@@ -67,11 +66,11 @@ def start(clone, tmp_path):
         each.stop()
 
 
-def test_lab_save_solve_test_and_git_sees_nothing(clone, start, page):  # noqa: F811
+def test_lab_save_solve_test_and_git_sees_nothing(clone, start, page):
     lab = start("01")
     page.goto(lab.address())
     page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=60_000)
-    assert test_lab.figure_sizes(page), "saved pictures show before anything is run"
+    assert figure_sizes(page), "saved pictures show before anything is run"
     assert page.locator(".jp-Dialog").count() == 0, "nothing asks before it begins"
 
     heading, cell = next(iter(exercises(clone / "notebooks" / LESSON).items()))

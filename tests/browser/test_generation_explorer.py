@@ -8,40 +8,18 @@ from __future__ import annotations
 
 import re
 
-import nbformat
-import pytest
-
-from tests.browser import test_lab
-from tests.browser.test_lab import lab, page, run_all  # noqa: F401  (fixtures)
+from tests.browser.jupyterlab import (
+    code_cells,
+    needs_a_browser,
+    run_all,
+    says,
+    shows,
+)
 from tests.notebooks.course import METADATA, NOTEBOOKS, read
 
-pytestmark = test_lab.pytestmark
+pytestmark = needs_a_browser
 
 CODE = "from folovllm_lite import widgets\nwidgets.GenerationExplorer()"
-
-
-def notebook() -> dict:
-    cell = nbformat.v4.new_code_cell(CODE, id="explorer")
-    made = nbformat.v4.new_notebook(cells=[dict(cell)], metadata=METADATA)
-    return dict(made)
-
-
-@pytest.fixture
-def explorer(lab, page):  # noqa: F811
-    run_all(page, lab(notebook()), 1)
-    box = page.locator(".folo-explorer")
-    box.locator("svg").wait_for(timeout=60_000)
-    box.scroll_into_view_if_needed()
-    return box
-
-
-def shows(explorer, words: str) -> None:
-    """Wait until the picture says something."""
-    explorer.locator("svg").get_by_text(words).first.wait_for(timeout=10_000)
-
-
-def says(explorer, words: str) -> None:
-    explorer.locator("[aria-live]").get_by_text(words).wait_for(timeout=10_000)
 
 
 def press(explorer, name: str) -> None:
@@ -131,7 +109,7 @@ def test_a_dial_changes_what_may_follow(explorer):
     shows(explorer, "100 tokens of 1,536 can be drawn; removed: top_k 1,436")
 
 
-def test_the_explorer_of_notebook_09(lab, page):  # noqa: F811
+def test_the_explorer_of_notebook_09(lab, page):
     """Its cells up to the explorer are run; a candidate is taken, and taken back."""
     made = read(NOTEBOOKS / "09_generation_loop.ipynb")
     sources = ["".join(cell["source"]) for cell in made["cells"]]
@@ -139,7 +117,7 @@ def test_the_explorer_of_notebook_09(lab, page):  # noqa: F811
         i for i, text in enumerate(sources) if "widgets.GenerationExplorer(" in text
     ]
     made.update(cells=made["cells"][: at + 1], metadata=METADATA)
-    run_all(page, lab(made), test_lab.code_cells(made))
+    run_all(page, lab(made), code_cells(made))
     box = page.locator(".folo-explorer").first
     box.locator("svg").wait_for(timeout=30_000)
     box.scroll_into_view_if_needed()

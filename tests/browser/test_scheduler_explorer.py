@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from tests.browser import test_lab
-from tests.browser.test_lab import explorer, lab, page, says  # noqa: F401  (fixtures)
+from tests.browser.jupyterlab import needs_a_browser, says
 
-pytestmark = test_lab.pytestmark
+pytestmark = needs_a_browser
 
 CODE = "from folovllm_lite import widgets\nwidgets.SchedulerExplorer(budget=14)"
 
 
-def test_turn_the_dials_of_a_scheduler_with_the_keyboard(explorer):  # noqa: F811
+def test_turn_the_dials_of_a_scheduler_with_the_keyboard(explorer):
     says(explorer, "11 steps, 0 preemptions.")
     before = explorer.locator("svg").inner_html()
     handles = explorer.locator(".noUi-handle")

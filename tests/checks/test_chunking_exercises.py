@@ -58,6 +58,22 @@ def searched(strict=False, up=1, low=1, error=ValueError, most=8192, words=True)
     return choose
 
 
+def for_sixteen(seconds, decoding, target):
+    """Made for the example of the text."""
+    return searched()(seconds, 16, target)
+
+
+def worded(words):
+    """A right search whose error says its numbers in another way."""
+
+    def choose(seconds, decoding, target):
+        if seconds(decoding + 1) > target:
+            raise ValueError(words.format(seconds(decoding + 1), target))
+        return searched()(seconds, decoding, target)
+
+    return choose
+
+
 def drained(most):
     """One count for all sequences of a step, and for the next step."""
     left = [most]
@@ -107,7 +123,8 @@ WRONG = {
         from_below, searched(strict=True), searched(up=0), searched(low=0),
         searched(low=2), searched(error=RuntimeError), searched(most=4096),
         searched(words=False), lambda seconds, decoding, target: decoding + 1,
-        on_a_line,
+        on_a_line, for_sixteen, worded("{0} s are too slow"),
+        worded("the target is {1} s"),
     ],
     "predict_counts": [
         lambda: [{"A": 4}, {"A": 1, "B": 5}],
@@ -122,8 +139,15 @@ RIGHT = {
     "limited": [
         lambda most: lambda missing, budget: sorted((missing, budget, most))[0],
     ],
-    "choose_budget": [searched()],
-}
+    "choose_budget": [
+        searched(), worded("at least {0:.3f} s, promised: {1:.3f}"),
+        worded("target={1:g}, least={0:g}"),
+    ],
+    "predict_counts": [
+        lambda: [{"B": 0, "C": 0} | step for step in SOLVED["predict_counts"]()],
+        lambda: tuple(SOLVED["predict_counts"]()),
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
