@@ -38,8 +38,8 @@ class CompletionOutput:
         cumulative_logprob: sum of the tokens' log-probabilities.
         logprobs: per token the candidates by id, if `SamplingParams.logprobs` asked.
         finish_reason: "stop", "length", "abort", or None while it runs.
-        stop_reason: the stop string or stop token id that ended it; None for the end of
-            sequence token and for other reasons.
+        stop_reason: the stop string or token id that ended it, or why it was aborted;
+            None for the tokenizer's own end token and for "length".
     """
 
     index: int

@@ -482,7 +482,8 @@ class OutputBuilder:
         texts: of the tokenizer.
         prompt_token_ids: the text may continue a character of theirs.
         params: of the request.
-        eos_token_ids: tokens that end the text; ignored with `ignore_eos`.
+        eos_token_ids: tokens that end the text; ignored with `ignore_eos`. As in vLLM,
+            the tokenizer's own gives no `stop_reason`, and any other its id.
         max_tokens: after how many tokens it ends at the latest.
 
     `stop_token_ids` are all tokens that `min_tokens` holds back: as in vLLM also the
@@ -505,8 +506,9 @@ class OutputBuilder:
             None if params.logprobs is None else []
         )
         self._params, self._max_tokens = params, max_tokens
-        self._eos = frozenset(() if params.ignore_eos else eos_token_ids)
-        self._stop_ids = frozenset(params.stop_token_ids)
+        ends = frozenset(() if params.ignore_eos else eos_token_ids)
+        self._eos = ends & {texts.tokenizer.eos_token_id}  # one, or none
+        self._stop_ids = (ends - self._eos).union(params.stop_token_ids)
         self.stop_token_ids = tuple(
             dict.fromkeys((*eos_token_ids, *params.stop_token_ids))
         )

@@ -163,6 +163,11 @@ def _shown(params: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in params.items())
 
 
+def _letters(eos: tuple[int, ...]) -> Letters:
+    """A tokenizer whose own end token is the first of these."""
+    return Letters(eos_token_id=eos[0] if eos else None)
+
+
 def _job(
     p: SimpleNamespace,
     prompt: list[int],
@@ -171,7 +176,7 @@ def _job(
     **options: Any,
 ) -> Any:
     request = Request("r", "text", prompt, params, arrival_time)
-    texts = TokenTexts(Letters())
+    texts = TokenTexts(_letters(options.get("eos_token_ids", ())))
     return p.Generation(_model(), texts, request, **options)
 
 
@@ -210,7 +215,7 @@ def _both(
         asked = SamplingParams(**params)
         _model().since()
         if name == "generate":
-            made = p.generate(_model(), Letters(), list(prompt), asked, **options)
+            made = p.generate(_model(), _letters(eos), list(prompt), asked, **options)
         else:
             job = _job(p, list(prompt), asked, **options)
             list(_steps(job))

@@ -34,8 +34,14 @@ _SUITE = processor = Suite(
 class _Pieces:
     """Byte-level: token i is the i-th of the given byte strings."""
 
-    def __init__(self, pieces: list[bytes], special: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        pieces: list[bytes],
+        special: tuple[int, ...] = (),
+        eos_token_id: int | None = None,
+    ):
         self.pieces, self.all_special_ids = pieces, list(special)
+        self.eos_token_id = eos_token_id
         self.added_tokens_decoder: dict[int, Any] = {}
         self.backend_tokenizer = SimpleNamespace(decoder=type("ByteLevel", (), {})())
         alphabet = package._byte_alphabet()  # noqa: SLF001
@@ -53,7 +59,7 @@ class _Pieces:
 class _Spaced:
     """Words; a space stands before each, but not at the start of a text."""
 
-    all_special_ids = ()
+    all_special_ids, eos_token_id = (), None
     backend_tokenizer = SimpleNamespace(decoder=type("Metaspace", (), {})())
     words = ("once", "upon", "a", "time")
 
@@ -78,10 +84,14 @@ def _expect_text(given: str, got: Any, wanted: str) -> None:
 
 
 def _run(p: SimpleNamespace, pieces: list[bytes], prompt: int = 0, **more: Any) -> Any:
-    """An OutputBuilder fed with the pieces behind the prompt's, and what it showed."""
+    """An OutputBuilder fed with the pieces behind the prompt's, and what it showed.
+
+    Of the end tokens `eos`, `own` is the tokenizer's, mostly the first.
+    """
     special, eos = more.pop("special", ()), more.pop("eos", ())
+    own = more.pop("own", eos[0] if eos else None)
     params = SamplingParams(**{"max_tokens": None, **more})
-    texts = p.TokenTexts(_Pieces(pieces, special))
+    texts = p.TokenTexts(_Pieces(pieces, special, own))
     ids = list(range(len(pieces)))
     limit = params.max_tokens or len(ids) - prompt
     builder = p.OutputBuilder(texts, ids[:prompt], params, eos, limit)
@@ -598,7 +608,9 @@ def _expect_end(p: SimpleNamespace, pieces: list[bytes], wanted: Any, **more: An
     """Compare text, number of tokens, finish_reason and stop_reason."""
     made = _run(p, pieces, **more)[0].output(0)
     got = (made.text, len(made.token_ids), made.finish_reason, made.stop_reason)
-    given = ", ".join([_show(pieces), *(f"{k}={v!r}" for k, v in more.items())])
+    names = {"eos": "eos_token_ids", "own": "the tokenizer's eos_token_id"}
+    shown = [f"{names.get(k, k)}={v!r}" for k, v in more.items()]
+    given = ", ".join([_show(pieces), *shown])
     expect(f"{given}: text, tokens, finish_reason, stop_reason", got, wanted)
 
 
@@ -610,6 +622,18 @@ def _end_token(p: SimpleNamespace) -> None:
     """An end token leaves no text and no stop_reason; ignore_eos goes on past it."""
     _expect_end(p, _END, ("a", 2, "stop", None), eos=(1,))
     _expect_end(p, _END, ("a<end>b", 3, "length", None), eos=(1,), ignore_eos=True)
+
+
+@_SUITE.property(
+    "OutputBuilder", hint="one end is the tokenizer's own, and texts.tokenizer knows it"
+)
+def _other_end(p: SimpleNamespace) -> None:
+    """An end token that isn't the tokenizer's own is the stop_reason, as in vLLM."""
+    more = {"eos": (1, 2), "own": 2}
+    _expect_end(p, _END, ("a", 2, "stop", 1), **more)
+    _expect_end(p, _END[::2], ("a", 2, "stop", None), eos=(0, 1), own=1, min_tokens=1)
+    _expect_end(p, _END, ("a<end>b", 3, "length", None), **more, ignore_eos=True)
+    _expect_end(p, _END, ("a", 2, "stop", 1), eos=(1,), own=None)
 
 
 @_SUITE.property("OutputBuilder", hint="which token was it? and may its text be seen?")
@@ -706,7 +730,7 @@ def _min_tokens(p: SimpleNamespace) -> None:
     pieces = [b"x", b"y", b"x", b"y"]
     _expect_end(p, pieces, ("xyx", 4, "stop", "y"), stop=["y"], min_tokens=2)
     pieces = [b"x", b"e", b"e"]
-    _expect_end(p, pieces, ("xe", 3, "stop", None), eos=(1, 2), min_tokens=2)
+    _expect_end(p, pieces, ("xe", 3, "stop", None), eos=(2, 1), min_tokens=2)
     pieces = [b"a", b"b", b"c", b"d"]
     more = {"stop": ["ab", "bcd"], "min_tokens": 2}
     _expect_end(p, pieces, ("a", 4, "stop", "bcd"), **more)

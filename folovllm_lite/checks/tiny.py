@@ -35,6 +35,7 @@ class Letters:
     Args:
         letters: one token each.
         special: the tokens before them; `encode` puts the first in front.
+        eos_token_id: its own end of a text.
     """
 
     chat_template = "<s>role:content;... assistant:"
@@ -43,9 +44,11 @@ class Letters:
         self,
         letters: str = ascii_lowercase,
         special: tuple[str, ...] = ("<s>", "</s>"),
+        eos_token_id: int | None = None,
     ):
         self.tokens = (*special, *letters)
         self.all_special_ids = list(range(len(special)))
+        self.eos_token_id = eos_token_id
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text; "<s>" in it is token 0, as a template writes it."""

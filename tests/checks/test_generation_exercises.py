@@ -36,7 +36,7 @@ LETTERS = "E!abcdefgh"
 
 
 class _Tokenizer:
-    all_special_ids = [0]
+    all_special_ids, eos_token_id = [0], 0
 
     def convert_ids_to_tokens(self, token_id):
         return LETTERS[token_id]

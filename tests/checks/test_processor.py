@@ -21,7 +21,7 @@ from folovllm_lite.processor import (
 def test_the_package_passes(capsys):
     checks.processor(module)
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 36 properties hold." in out
+    assert "✗" not in out and "All 37 properties hold." in out
 
 
 # ----- mutants: InputProcessor
@@ -629,8 +629,31 @@ class TheStopTokenComesFirst(OutputBuilder):
 
     def append(self, token_id, logprob, logprobs=None):
         super().append(token_id, logprob, logprobs)
-        if self.finish_reason == "stop" and token_id in self._stop_ids:
+        if self.finish_reason == "stop" and token_id in self._params.stop_token_ids:
             self.stop_reason = token_id
+
+
+class EveryEndIsSilent(OutputBuilder):
+    """So it was: two ends in generation_config.json, and no reason for either."""
+
+    def __init__(self, texts, prompt, params, eos, max_tokens):
+        super().__init__(texts, prompt, params, eos, max_tokens)
+        self._eos = frozenset(() if params.ignore_eos else eos)
+
+
+class TheFirstEndIsItsOwn(OutputBuilder):
+    def __init__(self, texts, prompt, params, eos, max_tokens):
+        super().__init__(texts, prompt, params, eos, max_tokens)
+        ends = () if params.ignore_eos else eos
+        self._eos = frozenset(ends[:1])
+        self._stop_ids = frozenset((*ends[1:], *params.stop_token_ids))
+
+
+class OtherEndsAreNeverIgnored(OutputBuilder):
+    def __init__(self, texts, prompt, params, eos, max_tokens):
+        super().__init__(texts, prompt, params, eos, max_tokens)
+        own = {texts.tokenizer.eos_token_id}
+        self._stop_ids |= frozenset(eos) - own
 
 
 class IgnoresTheEndAmongStops(OutputBuilder):
@@ -971,7 +994,8 @@ MUTANTS = {
     ],
     "OutputBuilder": [
         ShowsEverything, LooksAtOneToken, MinTokensIsOneMore, TheStopTokenComesFirst,
-        IgnoresTheEndAmongStops, LengthWins, OneTokenTooMany, BansOnlyWhatEndsIt,
+        IgnoresTheEndAmongStops, EveryEndIsSilent, TheFirstEndIsItsOwn,
+        OtherEndsAreNeverIgnored, LengthWins, OneTokenTooMany, BansOnlyWhatEndsIt,
         BansStopsOnly, FinishesAtTheLimitOnly, EosNamesItself, EosIsShown,
         AlwaysIncludes, OneListForAll, LogprobsAlways, HalfACharacterIsLost,
     ],

@@ -291,7 +291,7 @@ def test_the_answers_are_what_the_engine_does():
     )
 
     class Words:
-        all_special_ids = ()
+        all_special_ids, eos_token_id = (), 0
 
         def decode(self, ids, **_):
             return " ".join(words[i] for i in ids)

