@@ -72,6 +72,18 @@ def _hidden(p: SimpleNamespace) -> None:
             _expect_part(given, got, _whole(q, k, v, hidden))
 
 
+@_SUITE.property("attend_tile", hint="[..., T, D]: which axes are the last two?")
+def _heads(p: SimpleNamespace) -> None:
+    """Axes in front, of heads for example, are each attended for alone."""
+    hidden = torch.arange(3) > torch.arange(1, 3)[:, None]
+    for heads, kv_heads in (((2,), (2,)), ((2, 3), (2, 1))):
+        q, k = _numbers(*heads, 2, 4), 3 * _numbers(*kv_heads, 3, 4, seed=1)
+        v = _numbers(*kv_heads, 3, 4, seed=2)
+        got = p.attend_tile(q, k, v, hidden)
+        given = f"q {list(q.shape)}, k and v {list(k.shape)}"
+        _expect_part(given, got, _whole(q, k, v, hidden))
+
+
 @_SUITE.property("attend_tile", hint="exp(800) isn't finite; exp(800 - 800) is 1")
 def _large(p: SimpleNamespace) -> None:
     """Scores of any size: nothing overflows."""
@@ -102,6 +114,13 @@ def _merged(p: SimpleNamespace) -> None:
     for seed in range(4):
         (a, b), both = _parts(2, seed)
         _expect_part(f"random parts {seed}", p.merge(a, b), both)
+    (c, d), others = _parts(2, 4)
+    a, b, both = (
+        package.Partial(*map(torch.stack, zip(*each, strict=True)))
+        for each in ((a, c), (b, d), (both, others))
+    )
+    given = f"parts of {len(a.best)} heads, total {list(a.total.shape)}"
+    _expect_part(given, p.merge(a, b), both)
 
 
 @_SUITE.property(
