@@ -129,9 +129,34 @@ def test_the_end_of_sequence_token_ends_unless_ignored(embedded_llm):
     on = one(
         embedded_llm, prompt, temperature=0, max_tokens=40, ignore_eos=True
     ).outputs[0]
-    assert (ended.finish_reason, ended.stop_reason) == ("stop", None)
+    assert (ended.finish_reason, ended.token_ids[-1]) == ("stop", 0)
     assert (on.finish_reason, len(on.token_ids)) == ("length", 40)
     assert on.token_ids[: len(ended.token_ids)] == ended.token_ids
+
+
+def test_the_end_of_the_turn_gives_no_reason_and_the_end_of_the_text_its_id(
+    embedded_llm,
+):
+    """The tokenizer's own end is <|im_end|>; generation_config.json also names
+    <|endoftext|>, with which stories end. vLLM 0.32 gives the same six.
+    """
+    params = {"temperature": 0, "max_tokens": 150}
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    (turn,) = embedded_llm.chat(chat, SamplingParams(**params), use_tqdm=False)
+    assert turn.outputs[0].stop_reason is None
+    assert turn.outputs[0].token_ids[-1] == 2
+    story = "Once upon a time"
+    for more, wanted in (
+        ({}, ("stop", 0)),
+        ({"stop_token_ids": [0]}, ("stop", 0)),
+        ({"ignore_eos": True, "min_tokens": 60, "max_tokens": 80}, ("length", None)),
+        ({"ignore_eos": True, "stop_token_ids": [0]}, ("stop", 0)),
+    ):
+        found = one(embedded_llm, story, **{**params, **more}).outputs[0]
+        assert (found.finish_reason, found.stop_reason) == wanted
+    listed = SamplingParams(**params, ignore_eos=True, stop_token_ids=[2])
+    (turn,) = embedded_llm.chat(chat, listed, use_tqdm=False)
+    assert turn.outputs[0].stop_reason == 2
 
 
 @pytest.mark.parametrize("include", [False, True])
