@@ -245,6 +245,14 @@ def _starts_at_nought(p: SimpleNamespace) -> None:
         got = [_hits(pool, text) for text in ("GHx", "IJx")]
         given = f"3 blocks of 2, AB is used 3 times and {how}; GH never, IJ once"
         expect(f"{given}, 2 takes: hits of GH and IJ", got, [0, 1])
+    pool, cache = _frequent(p, 4)
+    for text in ("ABa", "ABb", "ABc", "12345678", "ABd", "CDa", "CDb"):
+        _visit(pool, text)
+    for _ in range(3):
+        cache.take()
+    got = [_hits(pool, text) for text in ("ABx", "CDx")]
+    given = "4 blocks of 2, AB is used twice, given up, comes again; CD is used once"
+    expect(f"{given}, 3 takes: hits of AB and CD", got, [0, 1])
 
 
 @_SUITE.property("FrequencyCache", hint="what does it do that LRU doesn't?")

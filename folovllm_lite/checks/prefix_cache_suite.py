@@ -17,9 +17,10 @@ _SUITE = prefix_cache = Suite(
     """Judge PrefixCache and name_block of `folovllm_lite.prefix_cache`, or one of them.
 
     `checks.prefix_cache(PrefixCache=Mine)` judges one class,
-    `checks.prefix_cache(module)` all of a module. The blocks are held by the package's
-    own BlockManager.
+    `checks.prefix_cache(module)` all of a module. `find` is judged as that method of
+    the package's PrefixCache. The blocks are held by the package's own BlockManager.
     """,
+    methods={"find": "PrefixCache.find"},
 )
 
 
@@ -72,6 +73,15 @@ def _says_all(p: SimpleNamespace) -> None:
         given = f"name_block({parent!r}, {tokens})"
         expect(f"{given}.token_ids", list(name.token_ids), list(tokens))
         expect(f"{given}.parent", name.parent, parent)
+    tokens = [1, 23]
+    name = p.name_block(b"", tokens)
+    tokens[0] = 9
+    given = "tokens = [1, 23]; name = name_block(b'', tokens); tokens[0] = 9"
+    expect(f"{given}: name.token_ids", list(name.token_ids), [1, 23])
+    name, same = (p.name_block(b"", each) for each in (iter((1, 23)), (1, 23)))
+    given = "name_block(b'', iter((1, 23)))"
+    expect(f"{given}.token_ids", list(name.token_ids), [1, 23])
+    expect(f"{given}: the digest of (1, 23)", name.digest == same.digest, True)
 
 
 @_SUITE.property("name_block", hint="what decides whether two blocks hold the same?")
@@ -92,6 +102,9 @@ def _digests(p: SimpleNamespace) -> None:
         same = p.name_block(parent, tokens).digest == one
         given = f"name_block({parent[:8]!r}, {tokens}) and name_block(b'', (1, 23))"
         expect(f"{given}: the same digest", same, False)
+    salted, plain = p.name_block(b"1", (2, 3)), p.name_block(b"", (12, 3))
+    given = "name_block(b'1', (2, 3)) and name_block(b'', (12, 3))"
+    expect(f"{given}: the same digest", salted.digest == plain.digest, False)
 
 
 @_SUITE.property("name_block", hint="hash() is made for speed; who else is there?")
@@ -211,6 +224,11 @@ def _pieces(p: SimpleNamespace) -> None:
         _go(pool, one, one.get_len())
     got = list(cache.find(_seq(range(5), "b")))
     expect("3 tokens of a prompt, 2 generated: find", got, one.block_ids[:2])
+    again = _seq(range(3), "c")  # as one that was preempted: it comes back as it was
+    again.add_token_id(3)
+    again.add_token_id(4)
+    given = "a prompt of 3 and 2 generated are offered, the same 3 and 2 ask"
+    expect(f"{given}: find", list(cache.find(again)), one.block_ids[:2])
 
 
 @_SUITE.property(
@@ -228,10 +246,12 @@ def _goes_on(p: SimpleNamespace) -> None:
 @_SUITE.property("PrefixCache", hint="a digest is evidence, not proof")
 def _collisions(p: SimpleNamespace) -> None:
     """Two blocks with one digest are told apart by their tokens and their parent."""
-    known = getattr(p.PrefixCache.find, "__globals__", {})
-    if "name_block" not in known:
-        known = {"name_block": p.name_block}
-    right = known["name_block"]
+    verbs = (p.PrefixCache.find, p.PrefixCache.offer)
+    known = [getattr(verb, "__globals__", {}) for verb in verbs]
+    known = [names for names in known if "name_block" in names]
+    known = known or [{"name_block": p.name_block}]
+    before = [names["name_block"] for names in known]
+    right = before[0]
 
     def all_the_same(parent: bytes, tokens: Iterable[int]) -> Any:
         return replace(right(parent, tuple(tokens)), digest=b"same")
@@ -250,7 +270,8 @@ def _collisions(p: SimpleNamespace) -> None:
                 [7, 8, 3, 4, 5],
             ),
         ):
-            known["name_block"] = name_block
+            for names in known:
+                names["name_block"] = name_block
             pool, cache = _pool(p)
             one = _begin(pool, _seq(first))
             given = f"every digest is the same for {what}: {first} is offered"
@@ -263,7 +284,8 @@ def _collisions(p: SimpleNamespace) -> None:
             given = f"{given}, {second} too, {second} asks: blocks of the first"
             expect(given, sorted(strange), [])
     finally:
-        known["name_block"] = right
+        for names, name_block in zip(known, before, strict=True):
+            names["name_block"] = name_block
 
 
 # ----- blocks that nobody holds

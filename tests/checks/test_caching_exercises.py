@@ -121,6 +121,25 @@ class NeverForgets(Frequent):
         return block_id
 
 
+class CountsTexts(FrequencyCache):
+    """Counts by what a block holds, so the same text goes on where it stood."""
+
+    def clear(self):
+        PrefixCache.clear(self)
+        self.often = {}
+
+    def claim(self, block_id):
+        PrefixCache.claim(self, block_id)
+        name = self.names[block_id]
+        self.often[name] = self.often.get(name, 0) + 1
+
+    def take(self):
+        if not self.numbers:
+            rarest = min(self.kept, key=lambda i: self.often.get(self.names[i], 0))
+            self.kept.move_to_end(rarest, last=False)
+        return PrefixCache.take(self)
+
+
 class CountsTakes(Frequent):
     """Counts whoever takes a block, and nobody who finds it."""
 
@@ -224,7 +243,7 @@ WRONG = {
     ],
     "FrequencyCache": [
         PrefixCache, CountsFind, NeverForgets, CountsTakes, MostUsed, NewestOfEquals,
-        KeptFirst, LeavesTheName, UsedOrNot, CountsForAll,
+        KeptFirst, LeavesTheName, UsedOrNot, CountsForAll, CountsTexts,
     ],
 }  # fmt: skip
 RIGHT = {"PromptCache": [ByTokens], "FrequencyCache": [CountsPuts, Frequent]}

@@ -38,6 +38,16 @@ MUTANTS = {
         "return BlockName(hashlib.sha256(text).digest(), parent, token_ids)",
         'return BlockName(hashlib.sha256(text).digest(), b"", token_ids)',
     ),
+    "a_name_of_the_callers_list": (
+        "_says_all",
+        "    token_ids = tuple(token_ids)\n",
+        "",
+    ),
+    "an_iterator_is_used_up": (
+        "_says_all",
+        ("    token_ids = tuple(token_ids)\n    text = ", "    text = "),
+        ("digest(), parent, token_ids)", "digest(), parent, tuple(token_ids))"),
+    ),
     "digests_of_hash": (
         "_long_digests",
         "hashlib.sha256(text).digest()",
@@ -48,6 +58,11 @@ MUTANTS = {
         "_digests",
         'array("q", token_ids).tobytes()',
         '"".join(map(str, token_ids)).encode()',
+    ),
+    "digests_of_digits_and_commas": (
+        "_digests",
+        'array("q", token_ids).tobytes()',
+        '",".join(map(str, token_ids)).encode()',
     ),
     "digests_of_two_bytes_a_token": (
         "_digests",
@@ -151,6 +166,11 @@ MUTANTS = {
         "_pieces",
         "        last = end // self.block_size\n",
         "        last = min(end, seq.get_prompt_len()) // self.block_size\n",
+    ),
+    "only_prompts_ask": (
+        "_pieces",
+        "seq.get_token_ids(), self.block_size",
+        "seq.data.prompt_token_ids, self.block_size",
     ),
     "offered_once_is_enough": (
         "_goes_on",
@@ -295,6 +315,17 @@ def test_every_property_has_a_mutant_of_its_own():
     assert {
         each.holds.__name__ for each in checks.prefix_cache.properties
     } - catch_all == named
+
+
+def test_find_is_judged_alone(capsys):
+    checks.prefix_cache(find=PrefixCache.find)
+    assert "✗" not in capsys.readouterr().out
+    for name in ("a_digest_is_proof", "a_full_hit_leaves_nothing", "only_prompts_ask"):
+        wanted, old, new = MUTANTS[name]
+        find = mutant(module, (old, new))["PrefixCache"].find
+        with pytest.raises(checks.CheckFailed, match="don't hold"):
+            checks.prefix_cache(find=find)
+        assert wanted in red(checks.prefix_cache, capsys.readouterr().out)
 
 
 class Stale(PrefixCache):
