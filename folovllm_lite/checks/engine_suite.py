@@ -434,6 +434,54 @@ def _priorities(p: SimpleNamespace) -> None:
     order = [output.request_id for _ in range(4) for output in made.step()]
     given = "max_num_seqs 1, priorities 1, 0, 1, -1 of a, b, c, d: order of outputs"
     expect(given, order, ["d", "b", "a", "c"])
+    made = _made(p, seqs=1)
+    for name, given in (("a", {"priority": 1}), ("b", {}), ("c", {"priority": 0})):
+        made.add_request(name, _PROMPTS[name], _asked(max_tokens=1), **given)
+    order = [output.request_id for _ in range(3) for output in made.step()]
+    given = "max_num_seqs 1, priority 1 of a, none given of b, 0 of c: order of outputs"
+    expect(given, order, ["b", "c", "a"])
+
+
+@_SUITE.property("LLMEngine", hint="params may be None")
+def _defaults(p: SimpleNamespace) -> None:
+    """A request without params has those of SamplingParams()."""
+    made = _made(p)
+    made.add_request("a", _PROMPTS["a"])
+    (output,) = _finish(made)["a"].outputs
+    given = "a prompt of 3 and no params: tokens, reason"
+    got = (len(output.token_ids), output.finish_reason)
+    expect(given, got, (SamplingParams().max_tokens, "length"))
+
+
+@_SUITE.property("LLMEngine", hint="which ends first? the last token isn't stored")
+def _no_limit(p: SimpleNamespace) -> None:
+    """Without max_tokens a request goes on as far as model and memory allow."""
+    for what, options, prompt, most in (
+        ("24 positions, 48 blocks of 2", {}, _PROMPTS["a"], 21),
+        ("24 positions, 6 blocks of 2", {"blocks": 6}, _PROMPTS["a"], 10),
+        ("24 positions, 6 blocks of 2", {"blocks": 6}, [5] * 12, 1),
+    ):
+        made = _made(p, **options)
+        _add(made, "a", prompt, max_tokens=None)
+        tokens, reason = _wanted(prompt, max_tokens=None)[0]
+        given = f"{what}, a prompt of {len(prompt)}, max_tokens None"
+        _same(made, given, {"a": [(tokens[:most], reason)]})
+
+
+@_SUITE.property("LLMEngine", hint="the prompt's dict may say more than its tokens")
+def _salted(p: SimpleNamespace) -> None:
+    """Only requests with the same cache_salt share what is cached."""
+    made, shares = _made(p, caching=True), []
+    for number, salt in enumerate(("x", "y", "x", None)):
+        prompt = {"prompt_token_ids": _PROMPTS["b"]}
+        if salt:
+            prompt["cache_salt"] = salt
+        made.add_request(f"r{number}", prompt, _asked(max_tokens=1))
+        before = made.stats().get("tokens")
+        _finish(made)
+        shares.append(made.stats().get("tokens") - before)
+    given = "prefix caching, 5 tokens, cache_salt x, y, x, none: tokens computed"
+    expect(given, shares, [5, 5, 1, 5])
 
 
 # ----- refused
@@ -470,6 +518,18 @@ def _refused(p: SimpleNamespace) -> None:
         "5",
         "4",
     )
+    for name, priority, words in (
+        (3, 0, ("request_id", "3")),
+        ("", 0, ("request_id", "''")),
+        ("a", True, ("priority", "True")),
+        ("a", 0.5, ("priority", "0.5")),
+    ):
+        expect_error(
+            f"add_request({name!r}, priority={priority!r})",
+            lambda x=name, y=priority: made.add_request(x, [5], _asked(), y),
+            TypeError,
+            *words,
+        )
     _add(made, "a")
     expect_error(
         "a runs already: add_request('a')", lambda: _add(made, "a"), ValueError, "a"
@@ -514,6 +574,12 @@ def _unseeded(p: SimpleNamespace) -> None:
 # ----- aborted
 
 
+def _there(made: Any) -> int:
+    """How many sequences run or wait."""
+    told = made.stats()
+    return told["running"] + told["waiting"]
+
+
 @_SUITE.property("LLMEngine", hint="it waits, or it runs, or nobody knows it")
 def _aborted(p: SimpleNamespace) -> None:
     """Who is aborted is gone and gives all back; the others go on as they were."""
@@ -527,7 +593,11 @@ def _aborted(p: SimpleNamespace) -> None:
                     _add(made, name, max_tokens=6, n=n, seed=1)
                 for _ in range(steps):
                     made.step()
+                given = f"{kind}, {gone} is aborted after {steps} steps"
+                before = _there(made)
                 made.abort_request(gone)
+                count = 2 if gone == "b" and steps else 1
+                expect(f"{given}: sequences gone", before - _there(made), count)
                 made.abort_request(["nobody", gone])
                 wanted = {
                     name: _wanted(
@@ -536,7 +606,6 @@ def _aborted(p: SimpleNamespace) -> None:
                     for name in names
                     if name != gone
                 }
-                given = f"{kind}, {gone} is aborted after {steps} steps"
                 _same(made, given, wanted)
     made = _made(p)
     for name, prompt in (("a", None), ("b", None), ("ab", _PROMPTS["c"])):

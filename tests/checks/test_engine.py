@@ -25,7 +25,7 @@ def one_thread():
 def test_the_package_passes(capsys):
     checks.engine(module)
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 26 properties hold." in out
+    assert "✗" not in out and "All 29 properties hold." in out
 
 
 _IMPORT = "from folovllm_lite.generation import RequestState\n"
@@ -112,6 +112,49 @@ MUTANTS = {
         "_prompt_logprobs",
         "last = len(state.request.prompt_token_ids) - 1",
         "last = len(state.request.prompt_token_ids)",
+    ),
+    "no_priority_is_a_low_one": (
+        "_priorities",
+        "        priority: int = 0,\n",
+        "        priority: int = 1,\n",
+    ),
+    "none_are_no_params": (
+        "_defaults",
+        "params = SamplingParams() if params is None else params",
+        "params = params",
+    ),
+    "the_memorys_end_is_forgotten": (
+        "_no_limit",
+        "longest = min(self.max_model_len, self.scheduler.memory.capacity + 1)",
+        "longest = self.max_model_len",
+    ),
+    "the_last_token_is_stored_too": (
+        "_no_limit",
+        "self.scheduler.memory.capacity + 1)",
+        "self.scheduler.memory.capacity)",
+    ),
+    "a_full_memory_is_refused": (
+        "_no_limit", "(params.max_tokens or 1) - 1", "(params.max_tokens or 2) - 1"
+    ),
+    "no_salt": ("_salted", "cache_salt=salt", "cache_salt=None"),
+    "any_id": (
+        "_refused", "if not isinstance(request_id, str) or not request_id:", "if False:"
+    ),
+    "any_priority": (
+        "_refused",
+        "if isinstance(priority, bool) or not isinstance(priority, int):",
+        "if False:",
+    ),
+    "true_is_a_priority": (
+        "_refused",
+        "if isinstance(priority, bool) or not isinstance(priority, int):",
+        "if not isinstance(priority, int):",
+    ),
+    "gone_with_the_next_step": (
+        "_aborted",
+        "        self._to_abort += [(each, reason) for each in several]\n"
+        "        self._settle()\n",
+        "        self._to_abort += [(each, reason) for each in several]\n",
     ),
     "priority_is_ignored": (
         "_priorities",
