@@ -1,8 +1,14 @@
-"""Tiny random checkpoints in Hugging Face layout, made in a second, for every test."""
+"""Tiny random checkpoints in Hugging Face layout, made in a second, for every test; and
+a test file that starts itself once more, with Triton interpreted.
+"""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -90,3 +96,28 @@ def edit_json(path: Path, **changes) -> None:
     value = json.loads(path.read_text(encoding="utf-8")) | changes
     value = {key: item for key, item in value.items() if item is not None}
     path.write_text(json.dumps(value), encoding="utf-8")
+
+
+# Triton interprets everything in a process, or nothing.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(
+    not INTERPRETED, reason="runs in a process of its own, which another test starts"
+)
+
+
+def run_interpreted(file: str) -> None:
+    """Run the tests of `file` that have "interpreted" in their names in a process in
+    which Triton interprets.
+    """
+    if INTERPRETED:
+        pytest.skip("this is that process")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", file, "-k", "interpreted"],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert "passed" in run.stdout

@@ -625,6 +625,8 @@ def _aborted_in_a_step(p: SimpleNamespace) -> None:
     made.runner.before = lambda step: made.abort_request("a", "enough")
     made.step()
     given = "a is aborted while a step runs"
+    told = [output.request_id for output in made.step()]
+    expect(f"{given}, the next step: outputs of", told, ["b"])
     _same(made, given, {"b": _wanted(_PROMPTS["b"])})
 
 
@@ -781,13 +783,41 @@ def _interrupted(p: SimpleNamespace) -> None:
     _same(made, "after Ctrl-C in a step", {"d": _wanted(_PROMPTS["d"])})
 
 
+@_SUITE.property("LLMEngine", hint="half a plan: who knows what the memory holds?")
+def _cut_short(p: SimpleNamespace) -> None:
+    """Ctrl-C while a step is planned or counted is raised, and all begin anew."""
+    for part in ("schedule", "advance"):
+        made = _made(p, seqs=1)
+        for name in ("a", "b"):
+            _add(made, name)
+        made.step()
+
+        def cut(*given: Any, part: str = part, made: Any = made) -> None:
+            delattr(made.scheduler, part)  # once
+            raise KeyboardInterrupt
+
+        setattr(made.scheduler, part, cut)
+        given = f"one runs, one waits, Ctrl-C in the scheduler's {part}()"
+        try:
+            made.step()
+            fail(given, "no error", "KeyboardInterrupt")
+        except KeyboardInterrupt:
+            pass
+        expect(f"{given}: unfinished", made.has_unfinished_requests(), False)
+        _empty(made, given)
+        _add(made, "d")
+        _same(made, f"{given}, another comes", {"d": _wanted(_PROMPTS["d"])})
+
+
 @_SUITE.property("LLMEngine", hint="four counters, two queues, and the memory's own")
 def _stats(p: SimpleNamespace) -> None:
     """stats() counts steps, tokens, preemptions and queues, beside the memory's own."""
     made = _made(p, seqs=2)
     names = ("steps", "tokens", "preemptions", "running", "waiting")
-    told = [made.stats().get(name) for name in names]
-    expect(f"a new engine: {names}", told, [0, 0, 0, 0, 0])
+    for what in ("a new engine", "a new engine, step()"):
+        told = [made.stats().get(name) for name in names]
+        expect(f"{what}: {names}", told, [0, 0, 0, 0, 0])
+        expect("a new engine: what step() returns", list(made.step()), [])
     for name in ("a", "b", "c"):
         _add(made, name)
     made.step()

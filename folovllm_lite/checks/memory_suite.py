@@ -46,6 +46,14 @@ def _begin(kept: Any, seq: Sequence, end: int | None = None) -> bool:
     return True
 
 
+def _fork_of(kept: Any, parent: Sequence, name: str) -> Sequence:
+    """A fork, which has nothing before the memory gives it something."""
+    child = parent.fork(name)
+    child.block_ids = []
+    kept.fork(parent, child)
+    return child
+
+
 def _state(kept: Any, *seqs: Sequence) -> list:
     """What one can see of a memory from outside."""
     own = [(list(seq.block_ids), seq.num_computed) for seq in seqs]
@@ -215,9 +223,7 @@ def _cleared(p: SimpleNamespace) -> None:
     kept.clear()
     parent = _seq(range(3))
     _begin(kept, parent)
-    child = parent.fork("a-1")
-    child.block_ids = []
-    kept.fork(parent, child)
+    child = _fork_of(kept, parent, "a-1")
     kept.grow(child, 4)
     kept.clear()
     expect("3 tokens, a fork grows to 4, clear(): moves", list(kept.moves), [])
@@ -291,9 +297,7 @@ def _fork(p: SimpleNamespace) -> None:
         kept.clear()
         parent = _seq(range(3))
         _begin(kept, parent)
-        child = parent.fork("a-1")
-        child.block_ids = []
-        kept.fork(parent, child)
+        child = _fork_of(kept, parent, "a-1")
         both = (parent, child)
         given = "3 tokens, a fork, both grow to 4"
         expect(given, [kept.grow(seq, 4) for seq in both], [True, True])
@@ -421,9 +425,7 @@ def _play(p: SimpleNamespace, length: int, seed: int) -> None:
                 compute(seq)
         elif kind == "fork" and len(there) < 2:
             calls.append(f"fork({seq.seq_id}, s{number})")
-            child = seq.fork(f"s{number}")
-            child.block_ids = []
-            kept.fork(seq, child)
+            child = _fork_of(kept, seq, f"s{number}")
             carry()
             there.append(child)
         elif kind == "swap":

@@ -8,9 +8,6 @@ outside its arrays: that would end the process, and tell nothing about the suite
 import contextlib
 import importlib.util
 import inspect
-import os
-import subprocess
-import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -23,9 +20,7 @@ from folovllm_lite.checks.contexts_suite import _SUITE
 from folovllm_lite.flash import FlashContext
 from folovllm_lite.kv_cache import ContiguousKVCache
 from folovllm_lite.paged import PagedContext
-from tests.notebooks.course import ROOT
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from tests.helpers import interpreted, run_interpreted
 
 
 class WrittenOut(PagedContext):
@@ -78,26 +73,9 @@ def with_triton(splits: int, module=flash):
 
 
 def test_triton_in_a_process_of_its_own():
-    """This file once more, interpreted: a process interprets everything or nothing."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton isn't installed: python -m pip install triton==3.7.1")
-    if INTERPRETED:
-        pytest.skip("this is that process")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "interpreted"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert "passed" in run.stdout
-
-
-interpreted = pytest.mark.skipif(
-    not INTERPRETED, reason="runs in the test above's process"
-)
+    run_interpreted(__file__)
 
 
 @interpreted

@@ -1,19 +1,15 @@
 """The four-bit kernel for a GPU, as far as a CPU can prove it."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from folovllm_lite import fast
 from folovllm_lite.gptq import GPTQConfig
-from tests.notebooks.course import ROOT
+from tests.helpers import INTERPRETED, interpreted, run_interpreted
 from tests.unit.test_gptq import layer_of
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if importlib.util.find_spec("triton") is None:
     pytest.skip(
         "Triton isn't installed: python -m pip install triton==3.7.1",
@@ -22,22 +18,10 @@ if importlib.util.find_spec("triton") is None:
 
 
 def test_in_a_process_of_its_own():
-    """This file once more, interpreted: a process interprets everything or nothing."""
-    if INTERPRETED:
-        pytest.skip("this is that process")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "interpreted"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert "passed" in run.stdout
+    run_interpreted(__file__)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="runs in the test above's process")
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("T", [1, 16, 17, 33])
 @pytest.mark.parametrize("size, N, shuffled", [(32, 40, True), (64, 72, False)])
