@@ -112,16 +112,17 @@ def _skipped_tiles(p: SimpleNamespace) -> None:
 
 
 _PLANS = (
-    ([8], 1), ([8], 2), ([40], 4), ([8, 8], 2), ([12, 12, 12], 2), ([4, 60], 4),
-    ([5], 3), ([9, 3, 17, 1], 4), ([1] * 7, 3), ([100, 3, 3], 8), ([2, 2], 6),
+    ([8], 1, 4), ([8], 2, 4), ([40], 4, 4), ([8, 8], 2, 4), ([12, 12, 12], 2, 4),
+    ([4, 60], 4, 4), ([5], 3, 4), ([9, 3, 17, 1], 4, 4), ([1] * 7, 3, 4),
+    ([100, 3, 3], 8, 4), ([2, 2], 6, 4), ([3, 1], 2, 1), ([1000, 20], 3, 256),
 )  # fmt: skip
 
 
 def _cases(p: SimpleNamespace):
-    """(what was given, lengths, programs, what came out) with tiles of 4."""
-    for lengths, programs in _PLANS:
-        given = f"plan({lengths}, programs={programs}, tile=4)"
-        yield given, lengths, programs, p.plan(list(lengths), programs, 4)
+    """(what was given, lengths, programs, tile, what came out)."""
+    for lengths, programs, tile in _PLANS:
+        given = f"plan({lengths}, programs={programs}, tile={tile})"
+        yield given, lengths, programs, tile, p.plan(list(lengths), programs, tile)
 
 
 @_SUITE.property("plan", hint="one list for each program, of (row, start, stop)")
@@ -129,8 +130,10 @@ def _every_token_once(p: SimpleNamespace) -> None:
     """Every token of every row is in exactly one piece, and there is a list for each
     program.
     """
-    for given, lengths, programs, got in _cases(p):
+    for given, lengths, programs, _, got in _cases(p):
         expect(f"{given}: lists", len(got), programs)
+        rows = {r for many in got for r, _, _ in many}
+        expect(f"{given}: rows", sorted(rows), list(range(len(lengths))))
         for row, length in enumerate(lengths):
             mine = sorted((a, b) for many in got for r, a, b in many if r == row)
             edges = [0, *(b for _, b in mine)]
@@ -144,9 +147,9 @@ def _every_token_once(p: SimpleNamespace) -> None:
 @_SUITE.property("plan", hint="a kernel reads whole tiles: cut where one ends")
 def _whole_tiles(p: SimpleNamespace) -> None:
     """Pieces begin at multiples of the tile."""
-    for given, _, _, got in _cases(p):
+    for given, _, _, tile, got in _cases(p):
         for piece in (piece for many in got for piece in many):
-            expect(f"{given}: {piece}, start % 4", piece[1] % 4, 0)
+            expect(f"{given}: {piece}, start % {tile}", piece[1] % tile, 0)
 
 
 @_SUITE.property(
@@ -154,9 +157,9 @@ def _whole_tiles(p: SimpleNamespace) -> None:
 )
 def _balanced(p: SimpleNamespace) -> None:
     """No program has more tiles than the mean, rounded up."""
-    for given, lengths, programs, got in _cases(p):
-        tiles = sum(-(-length // 4) for length in lengths)
-        loads = [sum(-(-(b - a) // 4) for _, a, b in many) for many in got]
+    for given, lengths, programs, tile, got in _cases(p):
+        tiles = sum(-(-length // tile) for length in lengths)
+        loads = [sum(-(-(b - a) // tile) for _, a, b in many) for many in got]
         if max(loads) > -(-tiles // programs):
             fail(f"{given}: tiles", loads, f"at most {-(-tiles // programs)} each")
 
@@ -166,7 +169,7 @@ def _few_pieces(p: SimpleNamespace) -> None:
     """Rows are cut no more often than there are borders between programs: every cut
     costs a merge.
     """
-    for given, lengths, programs, got in _cases(p):
+    for given, lengths, programs, _, got in _cases(p):
         count = sum(map(len, got))
         most = len(lengths) + programs - 1
         if count > most:

@@ -238,7 +238,7 @@ class _OnePiece:
         return True
 
 
-_SIZES = (64, 128, 256)
+_SIZES = (64, 128, 192, 256)
 
 
 def _fragmented(p: SimpleNamespace, slots: int, best: bool = False) -> _OnePiece:

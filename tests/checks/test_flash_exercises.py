@@ -97,6 +97,14 @@ def lists_are_missing(lengths, programs, tile):
     return [many for many in plan(lengths, programs, tile) if many]
 
 
+def a_tile_is_4(lengths, programs, tile):
+    return plan(lengths, programs, 4)
+
+
+def a_row_too_many(lengths, programs, tile):
+    return [[*many, (len(lengths), 0, 1)] for many in plan(lengths, programs, tile)]
+
+
 MUTANTS = [
     ("trace_parts", lambda: [(3, 1.25), (3, 1.75), (5, 2.0), (5, 3.0)]),
     ("trace_parts", lambda: [(3, 1.25), (3, 1.75), (5, 3.25), (5, 4.25)]),
@@ -118,6 +126,8 @@ MUTANTS = [
     ("plan", tile_by_tile),
     ("plan", the_rest_is_lost),
     ("plan", lists_are_missing),
+    ("plan", a_tile_is_4),
+    ("plan", a_row_too_many),
 ]  # fmt: skip
 
 

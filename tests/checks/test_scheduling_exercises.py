@@ -86,6 +86,7 @@ RIGHT = {
         lambda tokens, arrival: arrival + tokens,
         lambda tokens, arrival: 10 * arrival + 15 * tokens,
         lambda tokens, arrival: arrival + 10 * tokens.bit_length(),
+        lambda tokens, arrival: arrival + 1000 * tokens,  # late, and yet bounded
     ],
 }
 
