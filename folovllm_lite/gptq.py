@@ -253,7 +253,10 @@ def check_sizes(N: int, K: int, config: GPTQConfig) -> None:
 
 
 def round_to_nearest(weight: Tensor, config: GPTQConfig) -> Quantized:
-    """Plain rounding of a weight [N, K]: each to the nearest level of its group."""
+    """Plain rounding of a weight [N, K]: each to the nearest level of its group.
+
+    The weight may have any float dtype; sizes that don't fit are a ValueError.
+    """
     N, K = weight.shape
     check_sizes(N, K, config)
     rows = weight.float().reshape(-1, config.size(K))  # [N * G, size]
@@ -334,7 +337,7 @@ def gptq(weight: Tensor, hessian: Tensor, config: GPTQConfig) -> Quantized:
     """Quantize a weight [N, K] so that its outputs change least (algorithm 1).
 
     Args:
-        weight: of a linear layer.
+        weight: of a linear layer, in any float dtype.
         hessian: [K, K], see `Hessian.mean`.
         config: the groups, the grid, the order and the damping.
 

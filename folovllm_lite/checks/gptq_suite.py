@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +19,10 @@ _SUITE = gptq = Suite(
     """Judge the pieces of GPTQ, or notebook 15's exercises.
 
     `checks.gptq(gptq=mine, pack=mine_too)` judges functions, `checks.gptq(module)` a
-    module's. The exercises are judged as `trace_columns`, `regroup` and `choose_bits`.
+    module's. `quantize_columns` is judged as what the package's `gptq` calls for the
+    columns. The exercises are judged as `trace_columns`, `regroup` and `choose_bits`.
     """,
+    methods={"quantize_columns": "gptq._quantize_columns"},
 )
 
 
@@ -114,9 +116,17 @@ def _judge(quantize: Callable, K: int, config: GPTQConfig) -> None:
     _same(given, got, _solved(K, config))
 
 
+_DTYPES = {
+    "g_idx": torch.int32,
+    "scales": torch.float16,
+    "zeros": torch.uint8,
+    "levels": torch.uint8,
+}
+
+
 def _same(given: str, got: Quantized, wanted: dict) -> None:
     """Fail at the first difference, told by where it is."""
-    for name in ("g_idx", "scales", "zeros", "levels"):
+    for name, dtype in _DTYPES.items():
         theirs, ours = getattr(got, name), wanted[name]
         if list(theirs.shape) != list(ours.shape):
             fail(f"{given}: {name}", list(theirs.shape), f"shape {list(ours.shape)}")
@@ -124,6 +134,8 @@ def _same(given: str, got: Quantized, wanted: dict) -> None:
         if bool(apart.any()):
             at = tuple(apart.nonzero()[0].tolist())
             fail(f"{given}: {name}{list(at)}", float(theirs[at]), float(ours[at]))
+        if theirs.dtype != dtype:
+            fail(f"{given}: dtype of {name}", theirs.dtype, dtype)
 
 
 def _weight(q: Quantized) -> Tensor:
@@ -134,19 +146,21 @@ def _weight(q: Quantized) -> Tensor:
     ], 1)  # fmt: skip
 
 
-def _example(sym: bool = True, v2: bool = False, seed: int = 0) -> tuple:
-    """A layer of 8 outputs and 16 inputs in two groups, in any order, and its config.
+def _example(
+    sym: bool = True, v2: bool = False, seed: int = 0, K: int = 16, G: int = 2
+) -> tuple:
+    """A layer of 8 outputs and K inputs in G groups, in any order, and its config.
 
     What is stored of a zero point must not depend on its neighbours: all differ.
     """
     config = _config(8, sym, checkpoint_format="gptq_v2" if v2 else "gptq")
     generator = torch.Generator().manual_seed(seed)
-    levels = torch.randint(0, 16, (8, 16), generator=generator).to(torch.uint8)
-    zeros = torch.full((8, 2), 8)
+    levels = torch.randint(0, 16, (8, K), generator=generator).to(torch.uint8)
+    zeros = torch.full((8, G), 8)
     if not sym:
-        zeros = torch.arange(16).view(2, 8).T % 15 + 1
-    scales = torch.rand(8, 2, generator=generator).half() + 0.01
-    g_idx = torch.randperm(16, generator=generator).int() % 2
+        zeros = torch.arange(8 * G).view(G, 8).T % 15 + 1
+    scales = torch.rand(8, G, generator=generator).half() + 0.01
+    g_idx = torch.randperm(K, generator=generator).int() % G
     return Quantized(levels, scales, zeros.to(torch.uint8), g_idx), config
 
 
@@ -188,6 +202,9 @@ def _symmetric_grid(p: SimpleNamespace) -> None:
     for row, scale in (([1.0, -7.5], 1.0), ([7.5, 3.0], 1.0), ([0.0, -3.75], 0.5)):
         got = p.make_grid(torch.tensor([row]), True)
         expect(f"make_grid([{row}], sym=True)", list(got), [[scale], [8.0]])
+    got = p.make_grid(torch.tensor([[1.0, -7.5], [0.0, -3.75]]), True)
+    given = "make_grid([[1.0, -7.5], [0.0, -3.75]], sym=True)"
+    expect(given, list(got), [[1.0, 0.5], [8.0, 8.0]])
 
 
 @_SUITE.property("make_grid", hint="15 steps lie between 16 levels; 0 has to be one")
@@ -195,11 +212,17 @@ def _asymmetric_grid(p: SimpleNamespace) -> None:
     """An asymmetric grid goes from the least weight to the greatest, and holds 0."""
     cases = (
         ([-1.0, 14.0], 1.0, 1.0), ([-15.0, 0.0], 1.0, 15.0), ([5.0, 7.5], 0.5, 0.0),
-        ([-7.5, -3.0], 0.5, 15.0),
+        ([-7.5, -3.0], 0.5, 15.0), ([-1.2, 6.3], 0.5, 2.0), ([-1.4, 6.1], 0.5, 3.0),
     )  # fmt: skip
     for row, scale, zero in cases:
         got = p.make_grid(torch.tensor([row]), False)
         expect(f"make_grid([{row}], sym=False)", list(got), [[scale], [zero]])
+    got = p.make_grid(torch.tensor([[-1.0, 14.0], [-7.5, -3.0]]), False)
+    given = "make_grid([[-1.0, 14.0], [-7.5, -3.0]], sym=False)"
+    expect(given, list(got), [[1.0, 0.5], [1.0, 15.0]])
+    # float16 rounds this scale down: -1e-6 is 17 steps from 0, and 15 the last level.
+    _, zero = p.make_grid(torch.tensor([[-1e-6, 0.0]]), False)
+    expect("make_grid([[-0.000001, 0]], sym=False): zero point", zero, [15.0])
 
 
 @_SUITE.property("make_grid", hint="what will a reader of the file multiply with?")
@@ -233,14 +256,41 @@ def _rounding(p: SimpleNamespace) -> None:
     """Plain rounding takes each weight to the nearest level of its group."""
     for size, sym in ((8, True), (4, False), (-1, True), (-1, False)):
         weight = _random(8, 16, seed=size + 1)
-        config, n = _config(size, sym), 16 if size == -1 else size
-        got = p.round_to_nearest(weight, config)
-        grids = [_rounded(part, sym) for part in weight.split(n, 1)]
-        scales, zeros = (torch.stack(each, 1) for each in zip(*grids, strict=True))
-        group = torch.arange(16) // n
-        levels = _nearest(weight.double(), scales[:, group], zeros[:, group])
-        wanted = {"levels": levels, "scales": scales, "zeros": zeros, "g_idx": group}
-        _same(f"[8, 16], groups of {size}, sym={sym}", got, wanted)
+        got = p.round_to_nearest(weight, _config(size, sym))
+        given = f"[8, 16], groups of {size}, sym={sym}"
+        _same(given, got, _rounded_groups(weight, size, sym))
+
+
+def _rounded_groups(weight: Tensor, size: int, sym: bool) -> dict:
+    """Plain rounding, computed here on its own."""
+    K = weight.shape[1]
+    n = K if size == -1 else size
+    grids = [_rounded(part, sym) for part in weight.split(n, 1)]
+    scales, zeros = (torch.stack(each, 1) for each in zip(*grids, strict=True))
+    group = torch.arange(K) // n
+    levels = _nearest(weight.double(), scales[:, group], zeros[:, group])
+    return {"levels": levels, "scales": scales, "zeros": zeros, "g_idx": group}
+
+
+@_SUITE.property("round_to_nearest", hint="in which dtype is the scale computed?")
+def _rounding_of_bfloat16(p: SimpleNamespace) -> None:
+    """A weight in bfloat16 is rounded as the same numbers in float32 are."""
+    weight = _random(8, 16, seed=3).bfloat16()
+    for sym in (True, False):
+        got = p.round_to_nearest(weight, _config(8, sym))
+        given = f"[8, 16] in bfloat16, groups of 8, sym={sym}"
+        _same(given, got, _rounded_groups(weight.float(), 8, sym))
+
+
+@_SUITE.property("round_to_nearest", hint="check_sizes knows which sizes fit")
+def _rounding_refuses(p: SimpleNamespace) -> None:
+    """A layer that the groups don't divide isn't rounded across its rows."""
+    for K, size in ((24, 16), (16, 32)):
+        expect_error(
+            f"{K} inputs, groups of {size}",
+            lambda K=K, size=size: p.round_to_nearest(_random(8, K), _config(size)),
+            ValueError, str(size), str(K),
+        )  # fmt: skip
 
 
 # ----- the Hessian
@@ -279,7 +329,7 @@ def _no_mean(p: SimpleNamespace) -> None:
 )
 def _factor(p: SimpleNamespace) -> None:
     """U is upper triangular, and U^T U times the damped Hessian is the identity."""
-    for K, damp in ((1, 0.0), (2, 0.0), (3, 0.01), (8, 0.1)):
+    for K, damp in ((1, 0.0), (1, 0.5), (2, 0.0), (3, 0.01), (8, 0.1)):
         damp = p.GPTQConfig(damp_percent=damp).damp_percent  # none is fine, too
         H = _hessian(K, seed=K)
         before = H.clone()
@@ -401,11 +451,22 @@ def _leaves_its_arguments(p: SimpleNamespace) -> None:
     """Weight and Hessian stay as they were; a second call gives the same."""
     weight, H = _random(8, 16), _hessian(16)
     kept = weight.clone(), H.clone()
-    first = p.gptq(weight, H, _config(8, desc_act=True))
-    expect("the weight afterwards", torch.equal(weight, kept[0]), True)
-    expect("the Hessian afterwards", torch.equal(H, kept[1]), True)
-    second = p.gptq(weight, H, _config(8, desc_act=True))
-    expect("levels of a second call", second.levels, first.levels)
+    for order in (False, True):
+        given = f"desc_act={order}"
+        first = p.gptq(weight, H, _config(8, desc_act=order))
+        expect(f"{given}: the weight is as before", torch.equal(weight, kept[0]), True)
+        expect(f"{given}: the Hessian is as before", torch.equal(H, kept[1]), True)
+        second = p.gptq(weight, H, _config(8, desc_act=order))
+        expect(f"{given}: levels of a second call", second.levels, first.levels)
+
+
+@_SUITE.property("gptq", hint="which dtype has what is corrected?")
+def _gptq_of_bfloat16(p: SimpleNamespace) -> None:
+    """A weight in bfloat16 is quantized as the same numbers in float32 are."""
+    weight, H = _random(8, 16, seed=7).bfloat16(), _hessian(16, seed=7)
+    got = p.gptq(weight, H, _config(8))
+    wanted = _oracle(weight.float(), H, _config(8))
+    _same("[8, 16] in bfloat16, group_size 8", got, wanted)
 
 
 @_SUITE.property("gptq", hint="state the size and what doesn't fit it")
@@ -580,25 +641,30 @@ def _trace(p: SimpleNamespace) -> None:
 @_SUITE.property("regroup", hint="sort the inputs by group; eight rows share an int32")
 def _regrouped(p: SimpleNamespace) -> None:
     """The new tensors give x[:, order] what the old ones give x, groups in a row."""
-    for seed, sym, v2 in ((0, True, False), (1, False, True), (2, True, False)):
-        q, config = _example(sym, v2, seed)
+    for seed, sym, v2, K, G in (
+        (0, True, False, 16, 2),
+        (1, False, True, 16, 2),
+        (2, True, False, 16, 2),
+        (3, False, False, 32, 3),
+    ):
+        q, config = _example(sym, v2, seed, K, G)
         stored = _stored(q, v2)
         kept = copy.deepcopy(stored)
         got = p.regroup(stored)
         given = f"g_idx {q.g_idx.tolist()}"
-        if not isinstance(got, tuple) or len(got) != 2:
+        if not isinstance(got, tuple | list) or len(got) != 2:
             fail(given, type(got).__name__, "(tensors, order)")
-        tensors, order = got
+        tensors, order = got[0], torch.as_tensor(got[1])
         for name, tensor in kept.items():
             expect(f"{given}: {name} that was given", stored[name], tensor)
-        expect(f"{given}: sorted order", sorted(order.tolist()), list(range(16)))
+        expect(f"{given}: sorted order", sorted(order.tolist()), list(range(K)))
         wanted = sorted(q.g_idx.tolist())
         expect(f"{given}: the new g_idx", tensors["g_idx"], wanted)
         for name in ("qzeros", "scales"):
             expect(f"{given}: {name}", tensors[name], kept[name])
         if tensors["qweight"].dtype != torch.int32:
             fail(f"{given}: dtype of qweight", tensors["qweight"].dtype, torch.int32)
-        x = _random(2, 16)
+        x = _random(2, K)
         new = _weight(package.unpack(tensors, config))
         expect(f"{given}: outputs", x[:, order] @ new.T, x @ _weight(q).T)
 
@@ -612,51 +678,65 @@ def _bytes_of(layer: dict, bits: int, group: int = 128) -> int:
 def _layers(count: int, seed: int) -> list[dict]:
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for i in range(count):
+    for _ in range(count):
         pick = lambda n: int(torch.randint(n, (), generator=generator))  # noqa: E731
         weight = 10 ** (3 * float(torch.rand((), generator=generator)))
-        found.append({
-            "name": f"layer {i}", "N": 128 * (1 + pick(4)), "K": 128 * (1 + pick(4)),
-            "error": {b: weight * (1 + 0.1 * pick(5)) / 4**b for b in (2, 3, 4, 8)},
-        })  # fmt: skip
+        size = {"N": 128 * (1 + pick(4)), "K": 128 * (1 + pick(4))}
+        errors = {b: weight * (1 + 0.1 * pick(5)) / 4**b for b in (2, 3, 4, 8)}
+        short = {b: float(f"{error:.3g}") for b, error in errors.items()}
+        found.append({**size, "error": short})
     return found
 
 
 @_SUITE.property("choose_bits", hint="where does the next byte save the most error?")
 def _bits_chosen(p: SimpleNamespace) -> None:
     """The choice fits the budget, and its error is within a tenth of the least."""
+    for layers, budget in _budgets():
+        got = p.choose_bits(copy.deepcopy(layers), budget)
+        given = f"choose_bits({layers}, {budget})"
+        if not isinstance(got, list) or len(got) != len(layers):
+            fail(given, got, f"a list of {len(layers)} numbers of bits")
+        if any(bits not in (2, 3, 4, 8) for bits in got):
+            fail(given, got, "each of 2, 3, 4, 8")
+        used = sum(map(_bytes_of, layers, got))
+        if used > budget:
+            fail(given, f"{got}, {used:,} bytes", f"at most {budget:,} bytes")
+        error = sum(x["error"][b] for x, b in zip(layers, got, strict=True))
+        best = min(
+            sum(x["error"][b] for x, b in zip(layers, choice, strict=True))
+            for choice in itertools.product((2, 3, 4, 8), repeat=len(layers))
+            if sum(map(_bytes_of, layers, choice)) <= budget
+        )
+        if error > 1.1 * best:
+            fail(given, f"{got}: error {error:.4g}", f"at most {1.1 * best:.4g}")
+
+
+def _budgets() -> Iterator[tuple[list[dict], int]]:
+    """Layers and a budget: a large one that gains most and costs more, then any."""
+    large, small = ({2: e, 3: e / 4, 4: e / 16, 8: 0.0} for e in (1.2, 1.0))
+    layers = [{"N": 512, "K": 512, "error": large}]
+    layers += [{"N": 128, "K": 256, "error": dict(small)} for _ in range(3)]
+    least = sum(_bytes_of(each, 2) for each in layers)
+    yield layers, least + _bytes_of(layers[0], 3) - _bytes_of(layers[0], 2)
     for seed in range(8):
         layers = _layers(2 + seed % 4, seed)
         least = sum(_bytes_of(each, 2) for each in layers)
         most = sum(_bytes_of(each, 8) for each in layers)
         for share in (0.0, 0.2, 0.34, 0.6, 1.0):
-            budget = least + int(share * (most - least))
-            got = p.choose_bits(copy.deepcopy(layers), budget)
-            sizes = [(x["N"], x["K"]) for x in layers]
-            given = f"layers {sizes}, {budget:,} bytes"
-            if not isinstance(got, list) or len(got) != len(layers):
-                fail(given, got, f"a list of {len(layers)} numbers of bits")
-            if any(bits not in (2, 3, 4, 8) for bits in got):
-                fail(given, got, "each of 2, 3, 4, 8")
-            used = sum(map(_bytes_of, layers, got))
-            if used > budget:
-                fail(given, f"{got}, {used:,} bytes", f"at most {budget:,} bytes")
-            error = sum(x["error"][b] for x, b in zip(layers, got, strict=True))
-            best = min(
-                sum(x["error"][b] for x, b in zip(layers, choice, strict=True))
-                for choice in itertools.product((2, 3, 4, 8), repeat=len(layers))
-                if sum(map(_bytes_of, layers, choice)) <= budget
-            )
-            if error > 1.1 * best:
-                fail(given, f"{got}: error {error:.4g}", f"at most {1.1 * best:.4g}")
+            yield layers, least + int(share * (most - least))
 
 
 @_SUITE.property("choose_bits", hint="two bits for each layer are the least there is")
 def _bits_refused(p: SimpleNamespace) -> None:
-    """A budget below two bits for every layer is refused, with both sizes."""
-    layers = _layers(2, 0)
-    least = sum(_bytes_of(each, 2) for each in layers)
-    expect_error(
-        f"a budget of {least - 1} bytes, {least} needed",
-        lambda: p.choose_bits(layers, least - 1), ValueError, str(least - 1),
-    )  # fmt: skip
+    """A budget below two bits for every layer is refused, and the message says it."""
+    for sizes in (((8, 128),), ((8, 128), (8, 256))):
+        layers = [
+            {"N": N, "K": K, "error": {b: 1.0 / 4**b for b in (2, 3, 4, 8)}}
+            for N, K in sizes
+        ]
+        least = sum(_bytes_of(each, 2) for each in layers)
+        expect_error(
+            f"layers {list(sizes)}, a budget of {least - 1} bytes, {least} needed",
+            lambda layers=layers, budget=least - 1: p.choose_bits(layers, budget),
+            ValueError, str(least - 1),
+        )  # fmt: skip

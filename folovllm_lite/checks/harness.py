@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType, SimpleNamespace
+from types import FrameType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
@@ -61,8 +61,9 @@ class Suite:
             has several of its kind.
         about: what is judged, and by which contract; becomes its docstring.
         inside: makes the context in which every property runs.
-        methods: a function that can be judged alone, and the method of the package's
-            class that it stands for: {"admit": "Scheduler._admit"}.
+        methods: a function that can be judged alone, and what it stands for: a method
+            of the package's class, {"admit": "Scheduler._admit"}, or a function that
+            another one calls, {"quantize_columns": "gptq._quantize_columns"}.
     """
 
     def __init__(
@@ -134,12 +135,17 @@ class Suite:
         print(f"All {len(chosen)} properties hold.")
 
     def _in_classes(self, named: dict[str, Any]) -> dict[str, Any]:
-        """The pieces, methods that are given alone in a class of the package's kind."""
+        """The pieces, with what is given alone in the package's class or function."""
         made = dict(named)
         for name in named.keys() & self.methods.keys():
-            owner, _, method = self.methods[name].partition(".")
+            owner, _, part = self.methods[name].partition(".")
             base = made.get(owner, getattr(self.module, owner))
-            made[owner] = type("Yours", (base,), {method: made.pop(name)})
+            own = {part: made.pop(name)}
+            if isinstance(base, type):
+                made[owner] = type("Yours", (base,), own)
+            else:
+                names = {**base.__globals__, **own}
+                made[owner] = FunctionType(base.__code__, names, owner)
         return made
 
     def judges(self) -> set[str]:

@@ -1,5 +1,7 @@
 """The GPTQ suite accepts what is right and rejects what others got wrong."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -157,6 +159,48 @@ MUTANTS = {
         "weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)",
         "weight.amin(1), weight.amax(1)",
     ),
+    "a zero point between two levels": (
+        "_asymmetric_grid",
+        "(-low / scale).round().clamp(0, LEVELS - 1)",
+        "(-low / scale).clamp(0, LEVELS - 1)",
+    ),
+    "a zero point beyond the last level": (
+        "_asymmetric_grid",
+        "(-low / scale).round().clamp(0, LEVELS - 1)",
+        "(-low / scale).round()",
+    ),
+    "one grid for all rows": (
+        "_symmetric_grid",
+        "high = torch.maximum(-low, high)",
+        "high = torch.maximum(-low, high).max().expand(len(low))",
+    ),
+    "rounding in bfloat16": (
+        "_rounding_of_bfloat16",
+        "rows = weight.float().reshape",
+        "rows = weight.reshape",
+    ),
+    "rounding across rows": (
+        "_rounding_refuses",
+        "    check_sizes(N, K, config)\n    rows",
+        "    rows",
+    ),
+    "columns in bfloat16": (
+        "_gptq_of_bfloat16",
+        "weight.float()[:, order], upper",
+        "weight[:, order], upper",
+    ),
+    "the weight is changed without act order": (
+        "_leaves_its_arguments",
+        "_quantize_columns(weight.float()[:, order],",
+        "_quantize_columns(\n"
+        "        weight.float()[:, order] if config.desc_act else weight.float(),",
+    ),
+    "levels stay floats": ("_columns", "[:, back].to(torch.uint8)", "[:, back]"),
+    "half of the damping for one input": (
+        "_factor",
+        "max(1, int((~dead).sum()))",
+        "max(2, int((~dead).sum()))",
+    ),
     "symmetric about the greatest": (
         "_symmetric_grid",
         "high = torch.maximum(-low, high)",
@@ -205,7 +249,7 @@ MUTANTS = {
 def test_the_package_passes(capsys):
     checks.gptq(gptq)
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 25 properties hold." in out
+    assert "✗" not in out and "All 28 properties hold." in out
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -255,6 +299,37 @@ def unpacks_one_by_one(packed):
 def test_the_suite_accepts_other_ways(pieces, capsys):
     checks.gptq(pieces)
     assert "✗" not in capsys.readouterr().out
+
+
+# ----- the columns alone
+
+
+def all_columns_at_once(weight, upper, config, when="turn", divide=True, row=True):
+    """No blocks: each error goes to all columns behind it."""
+    size, before = config.size(weight.shape[1]), weight.clone()
+    levels, scales, zeros = [], [], []
+    for k in range(weight.shape[1]):
+        if k % size == 0:
+            source = weight if when == "turn" else before
+            scale, zero = gptq.make_grid(source[:, k : k + size], config.sym)
+            scales.append(scale)
+            zeros.append(zero)
+        level = gptq.to_levels(weight[:, k], scale, zero)
+        error = weight[:, k] - (level - zero) * scale
+        if divide:
+            error = error / upper[k, k]
+        weight = weight - torch.outer(error, upper[k] if row else upper[:, k])
+        levels.append(level)
+    return tuple(torch.stack(each, 1) for each in (levels, scales, zeros))
+
+
+def test_the_columns_are_judged_alone(capsys):
+    checks.gptq(quantize_columns=all_columns_at_once)
+    assert "✗" not in capsys.readouterr().out
+    for wrong in ({"when": "first"}, {"divide": False}, {"row": False}):
+        with pytest.raises(checks.CheckFailed):
+            checks.gptq(quantize_columns=partial(all_columns_at_once, **wrong))
+        assert "hint:" in capsys.readouterr().out
 
 
 # ----- the exercises
@@ -334,6 +409,38 @@ def test_a_solution_is_accepted(name, answer, capsys):
     assert "✗" not in capsys.readouterr().out
 
 
+def two_groups_of_eight(tensors):
+    new, order = regroup(tensors)
+    new["g_idx"] = (torch.arange(len(order)) // 8).int()
+    return new, order
+
+
+def by_gain(layers, budget, stop=True):
+    """Step after step up, where a step saves most; it may end at the first too dear."""
+    bits, steps = [2] * len(layers), {2: 3, 3: 4, 4: 8}
+    used = sum(suite._bytes_of(x, 2) for x in layers)
+    if used > budget:
+        raise ValueError(f"{used} bytes are needed, there are {budget}")
+    closed = set()
+    while True:
+        moves = []
+        for i, x in enumerate(layers):
+            if bits[i] in steps and i not in closed:
+                b = steps[bits[i]]
+                more = suite._bytes_of(x, b) - suite._bytes_of(x, bits[i])
+                gain = x["error"][bits[i]] - x["error"][b]
+                moves.append((gain, i, b, more))
+        if not moves:
+            return bits
+        _, i, b, more = max(moves)
+        if used + more > budget:
+            if stop:
+                return bits
+            closed.add(i)
+            continue
+        bits[i], used = b, used + more
+
+
 EXERCISE_MUTANTS = {
     "trace_columns": [
         lambda: trace_columns(divide=False), lambda: trace_columns(feed=False),
@@ -345,7 +452,7 @@ EXERCISE_MUTANTS = {
     "regroup": [
         lambda t: regroup(t, sort=False), lambda t: regroup(t, repack=False),
         lambda t: regroup(t, back=True), lambda t: regroup(t, copies=False),
-        lambda t: regroup(t)[0],
+        lambda t: regroup(t)[0], two_groups_of_eight,
         lambda t: (regroup(t)[0], regroup(t)[1].argsort()),
     ],
     "choose_bits": [
@@ -355,6 +462,7 @@ EXERCISE_MUTANTS = {
         lambda x, b: choose_bits(x, b, refuse=False) if b > 0 else None,
         lambda x, b: tuple(choose_bits(x, b)),
         lambda x, b: [16] * len(x),
+        by_gain, partial(by_gain, stop=False),
     ],
 }  # fmt: skip
 
