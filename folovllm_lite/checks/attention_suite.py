@@ -242,6 +242,30 @@ def _precision(p: SimpleNamespace) -> None:
         expect_close(given, got, torch.full((1, 1, 2), 0.5), within=0.02)
 
 
+@_SUITE.property(
+    "attention",
+    hint="q · k is a sum of D products: in which dtype is it taken, and kept?",
+)
+def _wide_scores(p: SimpleNamespace) -> None:
+    """Scores are as good as in float32 too: beyond 65504, the most that float16 holds,
+    and where half precision makes two neighbours one number.
+    """
+    long = torch.full((1, 1, 128), 30.0, dtype=torch.float16)
+    v = torch.tensor([0.0, 2.0], dtype=torch.float16)[:, None, None].repeat(1, 1, 128)
+    given = "float16, D = 128, all of q and k 30, so q·k = 115,200; v = 0 and 2"
+    got = p.attention(long, long.repeat(2, 1, 1), v, _at(1))
+    expect_close(given, got, torch.ones(1, 1, 128), within=0.02)
+    for dtype, large in ((torch.float16, 64.0), (torch.bfloat16, 32.0)):
+        q = torch.tensor([[[large, 1, 0, 0]]], dtype=dtype)
+        k = torch.tensor([[[large, 0, 0, 0]], [[large, 2, 0, 0]]], dtype=dtype)
+        v = torch.tensor([0.0, 4.0], dtype=dtype)[:, None, None].repeat(1, 1, 4)
+        score = int(large**2 / 2)
+        name = str(dtype).removeprefix("torch.")
+        given = f"{name}, scores {score} and {score + 1}, v = 0 and 4"
+        wanted = torch.full((1, 1, 4), 4 / (1 + math.exp(-1)))
+        expect_close(given, p.attention(q, k, v, _at(1)), wanted, within=0.02)
+
+
 @_SUITE.property("attention", hint="the rows before this one say what is still missing")
 def _like_torch(p: SimpleNamespace) -> None:
     """On random numbers it is F.scaled_dot_product_attention with a mask, also when q

@@ -58,6 +58,14 @@ def _run(cache: Any, values: Sequence[float], layers: int = 1) -> list[float]:
     return out
 
 
+def _ask(cache: Any, key: float, value: float) -> float:
+    """A step of one token; its query sees little but the value of the largest key."""
+    ones = torch.ones(1, 1, 4)
+    out = cache.step(1).attend(0, 10 * ones, key * ones, value * ones)
+    cache.advance(1)
+    return out[0, 0, 0].item()
+
+
 def _random(T: int, heads: int, D: int, seed: int) -> Tensor:
     return torch.randn(T, heads, D, generator=torch.Generator().manual_seed(seed))
 
@@ -296,6 +304,20 @@ def _copies_apart(make: Callable) -> None:
             got,
             [[25.5], [6.0]],
         )
+    for first in (True, False):
+        cache = _new(make)
+        _ask(cache, 0, 2)
+        twin = cache.copy()
+        for each, key in (
+            ((cache, 9), (twin, -9)) if first else ((twin, -9), (cache, 9))
+        ):
+            _ask(each, key, 6)
+        got = [_ask(each, -9, 100) for each in (cache, twin)]
+        given = (
+            "key 0, value 2 stored, copied; value 6 with key 9 into the original, with "
+            "key -9 into the copy; then queries that like the largest key: values"
+        )
+        expect(given, got, [6.0, 2.0])
 
 
 @_SUITE.property(

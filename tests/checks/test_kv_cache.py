@@ -190,6 +190,15 @@ class SharesItsValues(ContiguousKVCache):
         return twin
 
 
+class SharesItsKeys(ContiguousKVCache):
+    """Where all keys are alike, nobody notices."""
+
+    def copy(self):
+        twin = copy.copy(self)
+        twin.values = self.values.clone()
+        return twin
+
+
 class CopiesAreEmpty(ContiguousKVCache):
     def copy(self):
         twin = super().copy()
@@ -301,9 +310,10 @@ MUTANTS = [with_context(change, change.__name__.strip("_")) for change in CHANGE
     with_context(_counts(lambda cache: range(len(cache.keys))), "every_layer_counts"),
     with_context(_counts(lambda cache: [len(cache.keys) - 1]), "the_last_layer_counts"),
     with_context(_counts(lambda cache: [0]), "the_first_layer_counts"),
-    AdvancesInStep, SharesItsCopy, SharesItsValues, CopiesAreEmpty, LastSlotIsLost,
-    RefusesWithoutNumbers, ForgetsTheOldest, AdvancesWithoutLimit, AdvancesByZero,
-    CountsKeysOnly, CountsWhatIsUsed, AlwaysFloat32, QueryHeads, AnyLength, Grows,
+    AdvancesInStep, SharesItsCopy, SharesItsValues, SharesItsKeys, CopiesAreEmpty,
+    LastSlotIsLost, RefusesWithoutNumbers, ForgetsTheOldest, AdvancesWithoutLimit,
+    AdvancesByZero, CountsKeysOnly, CountsWhatIsUsed, AlwaysFloat32, QueryHeads,
+    AnyLength, Grows,
 ]  # fmt: skip
 
 
