@@ -61,10 +61,10 @@ class _Spaced:
 
     all_special_ids, eos_token_id = (), None
     backend_tokenizer = SimpleNamespace(decoder=type("Metaspace", (), {})())
-    words = ("once", "upon", "a", "time")
+    words = ("once", "upon", "a", "time", "�", "�")  # the last two are halves of 从
 
     def decode(self, ids: Any, **_: Any) -> str:
-        return " ".join(self.words[i] for i in ids)
+        return " ".join(self.words[i] for i in ids).replace("� �", "从")
 
 
 def _show(pieces: list[bytes]) -> str:
@@ -148,6 +148,8 @@ def _forms(p: SimpleNamespace) -> None:
         ({"prompt": "ab"}, ("ab", [0, 1, 2])),
         ({"prompt_token_ids": [1, 2]}, (None, [1, 2])),
         ({"prompt": "ab", "prompt_token_ids": [5]}, ("ab", [5])),
+        ({"prompt": "ab", "cache_salt": "mine"}, ("ab", [0, 1, 2])),
+        ({"prompt": "a", "prompt_token_ids": [5], "cache_salt": "x"}, ("a", [5])),
     ):
         expect(f"process({prompt!r})", tuple(given.process(prompt, params)), wanted)
     mine = [1, 2]
@@ -163,12 +165,21 @@ def _strange(p: SimpleNamespace) -> None:
     ValueError.
     """
     given, params = _input(p), SamplingParams(max_tokens=1)
-    for prompt in (None, 5, {"text": "ab"}, ["a"], [1.0], [True], {"prompt": 5}):
+    for prompt in (
+        None, 5, {"text": "ab"}, ["a"], [1.0], [True], {"prompt": 5},
+        {"prompt": "ab", "text": "ab"}, {"prompt_token_ids": "ab"},
+        {"prompt": 5, "prompt_token_ids": [1]}, {"prompt": "ab", "cache_salt": 5},
+        {"prompt": "ab", "cache_salt": ""},
+    ):  # fmt: skip
         call = lambda prompt=prompt: given.process(prompt, params)  # noqa: E731
         expect_error(f"process({prompt!r})", call, TypeError)
-    for prompt in ([], {"prompt_token_ids": []}, "a\ud83d"):
+    half = {"prompt": "ab", "cache_salt": "a\ud83d"}
+    for prompt in ([], {"prompt_token_ids": []}, "a\ud83d", half):
         call = lambda prompt=prompt: given.process(prompt, params)  # noqa: E731
         expect_error(f"process({prompt!r})", call, ValueError)
+    for wrong in (None, {"max_tokens": 1}):
+        call = lambda wrong=wrong: given.process("ab", wrong)  # noqa: E731
+        expect_error(f"process('ab', {wrong!r})", call, TypeError)
 
 
 @_SUITE.property(
@@ -184,9 +195,15 @@ def _vocabulary(p: SimpleNamespace) -> None:
     for wrong in (6, -1, 99):
         call = lambda wrong=wrong: given.process([1, wrong], params)  # noqa: E731
         expect_error(f"V = 6: process([1, {wrong}])", call, ValueError, str(wrong), "6")
-    params = SamplingParams(max_tokens=1, stop_token_ids=[7])
-    call = lambda: given.process([1], params)  # noqa: E731
-    expect_error("V = 6: stop_token_ids=[7]", call, ValueError, "7", "6")
+    for stops in ([7], [6], [5, 6]):
+        wish = SamplingParams(max_tokens=1, stop_token_ids=stops)
+        call = lambda wish=wish: given.process([1], wish)  # noqa: E731
+        last = str(stops[-1])
+        expect_error(f"V = 6: stop_token_ids={stops}", call, ValueError, last, "6")
+    all_of_them = {"stop_token_ids": [5], "logprobs": 6, "prompt_logprobs": 6}
+    wish = SamplingParams(max_tokens=1, **all_of_them)
+    shown = ", ".join(f"{name}={value}" for name, value in all_of_them.items())
+    expect(f"V = 6: process([1]), {shown}", given.process([1], wish)[1], [1])
     for name in ("logprobs", "prompt_logprobs"):
         wish = SamplingParams(max_tokens=1, **{name: 7})
         call = lambda wish=wish: given.process([1], wish)  # noqa: E731
@@ -234,12 +251,19 @@ def _no_chat(p: SimpleNamespace) -> None:
     good = {"role": "user", "content": "a"}
     for messages, error in (
         ([], ValueError),
+        ((), ValueError),
+        (good, ValueError),
         ([good, {"role": "user"}], TypeError),
         ([{"content": "a"}], TypeError),
         (["a"], TypeError),
         ([{"role": "user", "content": None}], TypeError),
         ([{"role": "user", "content": 5}], TypeError),
         ([{"role": "user", "content": [{"type": "image_url"}]}], TypeError),
+        ([{"role": "user", "content": [{"type": "image", "text": "a"}]}], TypeError),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], TypeError),
+        ([{"role": 5, "content": "a"}], TypeError),
+        ([{"role": "user", "content": None, "tool_calls": []}], TypeError),
+        ([{"role": "user", "content": None, "tool_calls": ["f"]}], TypeError),
     ):
         call = lambda messages=messages: given.chat(messages)  # noqa: E731
         expect_error(f"chat({messages!r})", call, error)
@@ -270,13 +294,23 @@ def _contents(p: SimpleNamespace) -> None:
     expect("the caller's message, afterwards", message["tool_calls"], [call])
     got = given.chat([message])["prompt"].partition(" call ")[2]
     _expect_text("arguments '{\"x\": 1}' as the template sees them", got, "{'x': 1}")
+    for arguments, wanted in (({"x": 1}, "{'x': 1}"), ("", "{}")):
+        message["tool_calls"] = [{"function": {"name": "f", "arguments": arguments}}]
+        got = given.chat([message])["prompt"].partition(" call ")[2]
+        what = f"arguments {arguments!r} as the template sees them"
+        _expect_text(what, got, wanted)
+    message["tool_calls"] = [{"function": {"name": "f", "arguments": "{x"}}]
+    call = lambda: given.chat([message])  # noqa: E731
+    expect_error("arguments '{x' of a tool call", call, ValueError, "{x")
 
 
 @_SUITE.property(
     "InputProcessor", hint="hand it on: apply_chat_template takes them all"
 )
 def _chat_options(p: SimpleNamespace) -> None:
-    """The options of vLLM reach the template; two that contradict each other don't."""
+    """The options of vLLM reach the template; what is none doesn't, nor do two that
+    contradict each other.
+    """
     user = [{"role": "user", "content": "a"}]
     given, tools = _input(p), [{"name": "f"}]
     for options, wanted in (
@@ -291,6 +325,13 @@ def _chat_options(p: SimpleNamespace) -> None:
         shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
         got = given.chat(user, **options)["prompt"]
         _expect_text(f"chat([user: 'a'], {shown}): prompt", got, wanted)
+    for options in (
+        {"tools": "f"}, {"tools": {"name": "f"}}, {"tools": [{"name": "f"}, "g"]},
+        {"chat_template_kwargs": ["enable_thinking"]},
+        {"chat_template_kwargs": {"tokenize": True}},
+    ):  # fmt: skip
+        call = lambda options=options: given.chat(user, **options)  # noqa: E731
+        expect_error(f"chat([user: 'a'], {options!r})", call, TypeError)
     call = lambda: given.chat(user, continue_final_message=True)  # noqa: E731
     expect_error("chat([user: 'a'], continue_final_message=True)", call, ValueError)
 
@@ -353,7 +394,9 @@ def _text_of(p: SimpleNamespace) -> None:
     """A token's text is what it adds to those before it: "" for a part of a character,
     all of it for the last part.
     """
-    for pieces in ([b"a", b"b"], [b"\xe9", b"\xbe", b"\x99"], *_streams(40)):
+    ends_in_80 = [b"\xe6\x80", b"\x80"]
+    three = [b"\xe9", b"\xbe", b"\x99"]
+    for pieces in ([b"a", b"b"], three, ends_in_80, *_streams(40)):
         texts = p.TokenTexts(_Pieces(pieces))
         before = ""
         for i in range(len(pieces)):
@@ -367,8 +410,14 @@ def _text_of(p: SimpleNamespace) -> None:
         _expect_text("e9 be | 99 | 'a': text_of(1, [0])", texts.text_of(1, [0]), "龙")
         _expect_text("e9 be | 99 | 'a': text_of(1), alone", texts.text_of(1), "�")
     texts = p.TokenTexts(_Spaced())
-    _expect_text("once upon a time: text_of(3, [0, 1])", texts.text_of(3, [0, 1]),
-                 " time")  # fmt: skip
+    for token_id, before, wanted in (
+        (3, [0, 1], " time"), (0, [], "once"), (5, [4], "从"), (5, [0, 4], " 从"), (4, [0], ""),
+        (0, [0, 1, 2, 3, 0, 1], " once"),
+    ):  # fmt: skip
+        given = (
+            f"once upon a time | the two halves of 从: text_of({token_id}, {before})"
+        )
+        _expect_text(given, texts.text_of(token_id, before), wanted)
 
 
 @_SUITE.property(
@@ -395,6 +444,10 @@ def _fallback(p: SimpleNamespace) -> None:
     for i, token in enumerate(tokens):
         expect(f"bytes_of {token}", texts.bytes_of(i), wanted[i])
     expect("spelling of another kind", p.TokenTexts(_Spaced()).spelling, None)
+    for kinds in (["Replace", "Fuse"], ["Replace", "ByteFallback", "Metaspace"]):
+        steps[:] = [{"type": kind} for kind in kinds]
+        given = f"spelling of a decoder of the parts {', '.join(kinds)}"
+        expect(given, p.TokenTexts(tokenizer).spelling, None)
 
 
 # ----- ByteDetokenizer

@@ -1,6 +1,7 @@
 """The suite for text in and text out passes on the package and rejects mistakes."""
 
 import codecs
+import dataclasses
 from bisect import bisect_left, bisect_right
 from unittest import mock
 
@@ -179,6 +180,47 @@ class ArgumentsAreParsedInPlace(InputProcessor):
             return super().chat(messages, **options)
 
 
+class HandsOnWhatIsNoOption(InputProcessor):
+    def chat(self, messages, **options):
+        def unchecked(template, tools, more):
+            options = {"tools": tools, "chat_template": template, **dict(more or {})}
+            return {name: value for name, value in options.items() if value is not None}
+
+        with mock.patch.object(module, "_template_options", unchecked):
+            return super().chat(messages, **options)
+
+
+class AnyKeyIsAPrompts(InputProcessor):
+    """A misspelt key is dropped, and with it what the caller meant."""
+
+    def _read(self, prompt):
+        if isinstance(prompt, dict):
+            prompt = {k: v for k, v in prompt.items() if k in module._PROMPT_KEYS}
+        return super()._read(prompt)
+
+
+class NoSaltIsLookedAt(InputProcessor):
+    def _read(self, prompt):
+        if isinstance(prompt, dict):
+            prompt = {k: v for k, v in prompt.items() if k != "cache_salt"}
+        return super()._read(prompt)
+
+
+class TheVocabularyHasOneStopMore(InputProcessor):
+    def process(self, prompt, params):
+        stops = [i for i in params.stop_token_ids if i != self.vocab_size]
+        return super().process(
+            prompt, dataclasses.replace(params, stop_token_ids=stops)
+        )
+
+
+class NotAllOfTheVocabulary(InputProcessor):
+    def process(self, prompt, params):
+        if params.logprobs == self.vocab_size:
+            raise ValueError(f"logprobs {params.logprobs}")
+        return super().process(prompt, params)
+
+
 class TheTemplatesErrorPasses(InputProcessor):
     def chat(self, messages, **options):
         try:
@@ -202,6 +244,14 @@ class HalfAPairReachesTheTokenizer(InputProcessor):
 
 
 # ----- mutants: TokenTexts
+
+
+class EverySequenceFallsBack(TokenTexts):
+    @property
+    def spelling(self):
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        kind = type(getattr(backend, "decoder", None)).__name__
+        return {"ByteLevel": "ByteLevel", "Sequence": "ByteFallback"}.get(kind)
 
 
 class BosAndEosAreSpecial(TokenTexts):
@@ -243,6 +293,15 @@ class RemembersAcrossPlaces(TokenTexts):
 
     def bytes_of(self, token_id):
         return super().bytes_of(token_id)
+
+
+class ShowsHalvesOfWords(TokenTexts):
+    """Of a tokenizer that can only decode."""
+
+    def _difference(self, token_id, before):
+        return self.tokenizer.decode([*before, token_id])[
+            len(self.tokenizer.decode(before)) if before else 0 :
+        ]
 
 
 class OneTokenBefore(TokenTexts):
@@ -967,12 +1026,15 @@ MUTANTS = {
         none_becomes_a_word, _drops("tools"), _drops("chat_template"),
         _drops("chat_template_kwargs"), _drops("continue_final_message"),
         ArgumentsStayJson, ArgumentsAreParsedInPlace, TheTemplatesErrorPasses,
-        TheTemplatesWordsAreLost, HalfAPairReachesTheTokenizer,
+        TheTemplatesWordsAreLost, HalfAPairReachesTheTokenizer, HandsOnWhatIsNoOption,
+        AnyKeyIsAPrompts, NoSaltIsLookedAt, TheVocabularyHasOneStopMore,
+        NotAllOfTheVocabulary,
     ],
     "TokenTexts": [
         DecodesAlone, ForgetsTheSoftHyphen, EverythingIsByteLevel, BosAndEosAreSpecial,
         EveryAddedTokenIsSpecial, DecodedAlone, NothingForEveryPart,
-        RemembersAcrossPlaces, OneTokenBefore,
+        RemembersAcrossPlaces, OneTokenBefore, EverySequenceFallsBack,
+        ShowsHalvesOfWords,
     ],
     "ByteDetokenizer": [
         TokenByToken, DropsBrokenBytes, WaitsForReplacements, ForgetsThePrompt,
