@@ -411,8 +411,8 @@ def _text_of(p: SimpleNamespace) -> None:
         _expect_text("e9 be | 99 | 'a': text_of(1), alone", texts.text_of(1), "�")
     texts = p.TokenTexts(_Spaced())
     for token_id, before, wanted in (
-        (3, [0, 1], " time"), (0, [], "once"), (5, [4], "从"), (5, [0, 4], " 从"), (4, [0], ""),
-        (0, [0, 1, 2, 3, 0, 1], " once"),
+        (3, [0, 1], " time"), (0, [], "once"), (5, [4], "从"), (5, [0, 4], " 从"),
+        (4, [0], ""), (0, [0, 1, 2, 3, 0, 1], " once"),
     ):  # fmt: skip
         given = (
             f"once upon a time | the two halves of 从: text_of({token_id}, {before})"
