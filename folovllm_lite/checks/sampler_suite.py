@@ -208,6 +208,18 @@ def _top_p_off(p: SimpleNamespace) -> None:
     expect(given, [len(row) for row in _kept(got)], [51, 1])
 
 
+@_SUITE.property("apply_top_p", hint="compare with the column, not with one number")
+def _top_p_rows(p: SimpleNamespace) -> None:
+    """Each row of a batch has its own top_p."""
+    for column, kept in (
+        ([0.85, 0.4, 1.0], [[0, 1, 2], [0], [0, 1, 2, 3]]),
+        ([0.4, 0.7, 0.85], [[0], [0, 1], [0, 1, 2]]),
+    ):
+        got = p.apply_top_p(_logits(*[[5, 3, 1, 1]] * 3), _column(*column))
+        given = f"three rows of weights [5, 3, 1, 1], top_p {column}: kept ids"
+        expect(given, _kept(got), kept)
+
+
 @_SUITE.property(
     "apply_min_p", "apply_top_k", "apply_top_p", hint="use masked_fill, not indexing"
 )
@@ -228,10 +240,11 @@ def _filters_only_remove(p: SimpleNamespace) -> None:
 @_SUITE.property("apply_penalties", hint="dividing a negative logit makes it likelier")
 def _repetition(p: SimpleNamespace) -> None:
     """The repetition penalty divides positive logits and multiplies negative ones."""
-    got = p.apply_penalties(
-        torch.tensor([[2.0, -2.0, 2.0]]), [_row(prompt=[0, 1], repetition_penalty=2.0)]
-    )
-    expect("logits [2, -2, 2], seen 0 and 1, penalty 2", got, [[1.0, -4.0, 2.0]])
+    for penalty, wanted in ((2.0, [1.0, -4.0, 2.0]), (0.5, [4.0, -1.0, 2.0])):
+        row = _row(prompt=[0, 1], repetition_penalty=penalty)
+        got = p.apply_penalties(torch.tensor([[2.0, -2.0, 2.0]]), [row])
+        given = f"logits [2, -2, 2], seen 0 and 1, penalty {penalty:g}"
+        expect(given, got, [wanted])
 
 
 @_SUITE.property("apply_penalties", hint="make a set of the ids first")
@@ -257,6 +270,8 @@ def _frequency(p: SimpleNamespace) -> None:
         ({"presence_penalty": 1.0}, [-1.0, -1.0, 0.0]),
         ({"frequency_penalty": 1.0}, [-2.0, -1.0, 0.0]),
         ({"frequency_penalty": 1.0, "presence_penalty": 0.5}, [-2.5, -1.5, 0.0]),
+        ({"frequency_penalty": -1.0}, [2.0, 1.0, 0.0]),
+        ({"presence_penalty": -1.0}, [1.0, 1.0, 0.0]),
     ):
         got = p.apply_penalties(torch.zeros(1, 3), [_row(output=[0, 1, 0], **params)])
         expect(f"logits [0, 0, 0], output [0, 1, 0], {params}", got, [wanted])
@@ -274,9 +289,9 @@ def _output_only(p: SimpleNamespace) -> None:
 
 @_SUITE.property("apply_penalties", hint="clone before you write; write to one row")
 def _penalties_stay(p: SimpleNamespace) -> None:
-    """A penalty changes its own row only, and not the logits that were passed in."""
+    """A penalty changes its own row only, and nothing that was passed in."""
     logits = torch.ones(2, 2)
-    row = _row(output=[0], repetition_penalty=2.0, presence_penalty=0.25)
+    row = _row([0], [0], repetition_penalty=2.0, presence_penalty=0.25)
     got = p.apply_penalties(logits, [_row(output=[0]), row])
     expect(
         "two rows of [1, 1], penalties in the second", got, [[1.0, 1.0], [0.25, 1.0]]
@@ -284,6 +299,8 @@ def _penalties_stay(p: SimpleNamespace) -> None:
     expect(
         "the logits that were passed in, afterwards", logits, [[1.0, 1.0], [1.0, 1.0]]
     )
+    lists = [row.prompt_token_ids, row.output_token_ids]
+    expect("a row with prompt [0] and output [0], afterwards", lists, [[0], [0]])
 
 
 @_SUITE.property(
@@ -292,13 +309,11 @@ def _penalties_stay(p: SimpleNamespace) -> None:
 def _min_tokens(p: SimpleNamespace) -> None:
     """A stop token can't be chosen before min_tokens other tokens were."""
     for made, kept in ((0, [0, 2]), (1, [0, 2]), (2, [0, 1, 2]), (3, [0, 1, 2])):
-        row = _row(output=[0] * made, stop=[1], min_tokens=2)
-        got = p.mask_stop_tokens(torch.zeros(1, 3), [row])
-        expect(
-            f"min_tokens 2, stop token 1, {made} generated: kept ids",
-            _kept(got),
-            [kept],
-        )
+        for temperature in (1, 0):
+            row = _row((), [0] * made, [1], temperature=temperature, min_tokens=2)
+            got = p.mask_stop_tokens(torch.zeros(1, 3), [row])
+            given = f"min_tokens 2, stop token 1, {made} generated"
+            expect(f"{given}, temperature {temperature}: kept ids", _kept(got), [kept])
 
 
 @_SUITE.property("mask_stop_tokens", hint="min_tokens counts what was generated")
@@ -336,6 +351,34 @@ def _filters_leave_logits(p: SimpleNamespace) -> None:
         p.filter_logits(logits, [row])
         given = f"weights [3, 1], temperature 2, top_k {row.params.top_k}: afterwards"
         expect(given, logits, _logits([3, 1]))
+
+
+@_SUITE.property("filter_logits", hint="a column of temperatures, [N, 1]; 1 is off")
+def _temperature(p: SimpleNamespace) -> None:
+    """Temperature divides the logits, each row's by its own."""
+    for column in ([2.0], [0.5], [0.01], [1.0], [1.0, 2.0], [0.5, 1.0]):
+        rows = [_row(temperature=t) for t in column]
+        got = p.filter_logits(torch.tensor([[1.0, 3.0]] * len(rows)), rows)
+        wanted = [[1 / t, 3 / t] for t in column]
+        expect(f"rows of logits [1, 3], temperature {column}", got, wanted)
+
+
+@_SUITE.property(
+    "filter_logits", hint="steps 3 and 4 are for all rows, before anybody leaves"
+)
+def _before_the_filters(p: SimpleNamespace) -> None:
+    """Stop tokens are masked and penalties taken in every row, greedy or drawn."""
+    for temperatures in ([1], [0], [0, 0], [0, 1]):
+        logits = torch.zeros(len(temperatures), 3)
+        for what, more, wanted in (
+            ("presence_penalty 1, output [0]",
+             {"presence_penalty": 1.0, "output": [0]}, [-1.0, 0.0, 0.0]),
+            ("min_tokens 1, stop token 1",
+             {"min_tokens": 1, "stop": [1]}, [0.0, -math.inf, 0.0]),
+        ):  # fmt: skip
+            rows = [_row(temperature=t, **more) for t in temperatures]
+            given = f"rows of logits [0, 0, 0], {what}, temperatures {temperatures}"
+            expect(given, p.filter_logits(logits, rows), [wanted] * len(rows))
 
 
 @_SUITE.property(
@@ -458,6 +501,16 @@ def _argmax_close(p: SimpleNamespace) -> None:
     expect("logits [0, 1e-9, -30], next to a row that is drawn", got, 1)
 
 
+def _expect_shares(given: str, drawn: Tensor, weights: list[int]) -> None:
+    """Fail unless ids were drawn about as often as three weights say."""
+    total = len(drawn) / sum(weights)
+    counts = drawn.bincount(minlength=3).tolist()
+    wanted = [total * weight for weight in weights]
+    chi_squared = sum((c - w) ** 2 / w for c, w in zip(counts, wanted, strict=True))
+    if chi_squared > 13.8:  # two degrees of freedom: once in a thousand
+        fail(f"weights {weights}, {given}: counts", counts, f"about {wanted}")
+
+
 @_SUITE.property("draw", hint="count: draw i with its probability, whatever the trick")
 def _frequencies(p: SimpleNamespace) -> None:
     """Tokens are drawn with the probabilities of the softmax."""
@@ -465,11 +518,20 @@ def _frequencies(p: SimpleNamespace) -> None:
     weights = [1, 2, 5]
     logits = _logits(weights).expand(_DRAWS, -1)
     drawn = p.draw(logits, [_row() for _ in range(_DRAWS)], generator)
-    counts = drawn.bincount(minlength=3).tolist()
-    wanted = [_DRAWS * weight / 8 for weight in weights]
-    chi_squared = sum((c - w) ** 2 / w for c, w in zip(counts, wanted, strict=True))
-    if chi_squared > 13.8:  # two degrees of freedom: once in a thousand
-        fail(f"weights {weights}, {_DRAWS} draws: counts", counts, f"about {wanted}")
+    _expect_shares(f"{_DRAWS} draws", drawn, weights)
+
+
+@_SUITE.property("draw", hint="each row its own noise, from whichever generator it is")
+def _frequencies_seeded(p: SimpleNamespace) -> None:
+    """So they are in seeded rows, and in free rows that stand among others."""
+    weights = [1, 2, 5]
+    rows = [_row(seed=seed) for seed in range(_DRAWS)]
+    drawn = p.draw(_logits(weights).expand(_DRAWS, -1), rows)
+    _expect_shares(f"{_DRAWS} rows with seeds of their own", drawn, weights)
+    generator = torch.Generator().manual_seed(0)
+    rows = [_row(temperature=i % 2) for i in range(_DRAWS)]
+    drawn = p.draw(_logits(weights).expand(_DRAWS, -1), rows, generator)[1::2]
+    _expect_shares(f"{_DRAWS // 2} draws, each beside a greedy row", drawn, weights)
 
 
 @_SUITE.property(
@@ -539,9 +601,28 @@ def _shared_generator(p: SimpleNamespace) -> None:
     expect(f"{given} 5, for the second time", drawn[1], drawn[0])
     if drawn[2] == drawn[0]:
         fail(f"{given} 6", drawn[2], "other tokens than with seed 5")
+    with torch.random.fork_rng(devices=[]):
+        set_seeds = map(torch.manual_seed, (5, 5, 6))
+        drawn = [p.draw(logits, rows).tolist() for _ in set_seeds]
+    given = "8 rows of 1000 equal weights, no generator, after torch.manual_seed"
+    expect(f"{given}(5), for the second time", drawn[1], drawn[0])
+    if drawn[2] == drawn[0]:
+        fail(f"{given}(6)", drawn[2], "other tokens than after (5)")
 
 
 # ----- logprobs, and the whole
+
+
+@_SUITE.property("gather_logprobs", hint="gather wants a column of ids; you want [N]")
+def _chosen(p: SimpleNamespace) -> None:
+    """The chosen tokens come back, each with its own log-probability: both [N]."""
+    logprobs = _logits([4, 2, 1], [1, 3, 2]).log_softmax(-1)
+    for count in (None, 1):
+        got = p.gather_logprobs(logprobs, torch.tensor([1, 2]), count)
+        given = f"weights [4, 2, 1] and [1, 3, 2], tokens 1 and 2, {count} asked"
+        expect(f"{given}: token_ids", got.token_ids, [1, 2])
+        wanted = [math.log(2 / 7), math.log(2 / 6)]
+        expect(f"{given}: logprobs", got.logprobs, wanted)
 
 
 @_SUITE.property("gather_logprobs", hint="count the tokens that are strictly likelier")
@@ -551,7 +632,8 @@ def _ranks(p: SimpleNamespace) -> None:
     got = p.gather_logprobs(logprobs, torch.arange(4), 1)
     expect("weights [4, 2, 2, 1]: ranks of ids 0 to 3", got.ranks, [1, 2, 2, 4])
     got = p.gather_logprobs(logprobs, torch.arange(4), None)
-    expect("no logprobs asked: top_token_ids", got.top_token_ids, None)
+    given = "weights [4, 2, 2, 1], no logprobs asked"
+    expect(f"{given}: ranks, top_token_ids", [got.ranks, got.top_token_ids], [None] * 2)
 
 
 @_SUITE.property("gather_logprobs", hint="0 is not None: it asks for the chosen token")
@@ -572,8 +654,10 @@ def _top(p: SimpleNamespace) -> None:
     """The k likeliest come in order, and k may be larger than the vocabulary."""
     logprobs = _logits([1, 4, 3]).log_softmax(-1)
     for count, wanted in ((1, [1]), (2, [1, 2]), (9, [1, 2, 0])):
-        got = p.gather_logprobs(logprobs, torch.tensor([0]), count).top_token_ids
-        expect(f"weights [1, 4, 3], {count} asked: top_token_ids", got, [wanted])
+        got = p.gather_logprobs(logprobs, torch.tensor([0]), count)
+        given = f"weights [1, 4, 3], {count} asked"
+        expect(f"{given}: top_token_ids", got.top_token_ids, [wanted])
+        expect(f"{given}: top_logprobs", got.top_logprobs, logprobs[:, wanted])
 
 
 @_SUITE.property(
@@ -585,14 +669,34 @@ def _raw(p: SimpleNamespace) -> None:
     row = _row(temperature=0.1, top_k=1, output=[0], presence_penalty=1.0, logprobs=2)
     got = p.sample(logits, [row])
     wanted = plain(logits.log_softmax(-1))[0]
+    given = "weights [3, 1], strong parameters"
+    expect(f"{given}: logprob of the token", got.logprobs, wanted[:1])
+    expect(f"{given}: top_logprobs", got.top_logprobs, [wanted])
+    row = _row(stop=[0], temperature=0, min_tokens=1, logprobs=2)
+    got = p.sample(logits, [row])
+    given = "weights [3, 1], min_tokens protects token 0"
     expect(
-        "weights [3, 1], strong parameters: logprob of the token",
-        got.logprobs,
-        wanted[:1],
+        f"{given}: token, its logprob", [got.token_ids, got.logprobs], [[1], wanted[1:]]
     )
-    expect(
-        "weights [3, 1], strong parameters: top_logprobs", got.top_logprobs, [wanted]
-    )
+    expect(f"{given}: top_token_ids", got.top_token_ids, [[0, 1]])
+
+
+@_SUITE.property("sample", hint="draw from what the filters leave, as `generator` says")
+def _sampled(p: SimpleNamespace) -> None:
+    """Tokens are drawn from what the filters leave; `generator` is for rows without
+    their own.
+    """
+    logits = _logits([4, 3, 2, 1]).expand(40, -1)
+    for name, value in (("top_k", 2), ("top_p", 0.5), ("min_p", 0.7)):
+        rows = [_row(seed=seed, **{name: value}) for seed in range(40)]
+        got = sorted(set(p.sample(logits, rows).token_ids.tolist()))
+        given = f"40 rows of weights [4, 3, 2, 1], {name} {value}: which ids came"
+        expect(given, got, [0, 1])
+    logits, rows = torch.zeros(8, 1000), [_row() for _ in range(8)]
+    seeded = [torch.Generator().manual_seed(5) for _ in range(2)]
+    drawn = [p.sample(logits, rows, each).token_ids.tolist() for each in seeded]
+    given = "8 rows of 1000 equal weights, a generator with seed 5"
+    expect(f"{given}, for the second time", drawn[1], drawn[0])
 
 
 @_SUITE.property(
@@ -777,6 +881,7 @@ def _typical_crossing(p: SimpleNamespace) -> None:
     """The token that crosses the line stays, and so does at least one."""
     for weights, typical_p, kept in (
         ([5, 2, 2, 1], 1e-6, [1]),
+        ([5, 2, 2, 1], 1e-50, [1]),  # 0 in float32
         ([5, 2, 2, 1], 0.5, [0, 1, 2]),
         ([5, 2, 2, 1], 0.95, [0, 1, 2, 3]),
         ([1, 1], 0.5, [0]),  # exactly reached

@@ -36,7 +36,8 @@ SUITES = {
     utils: ("set_random_seed", "get_device"),
     sampling_params: ("SamplingParams", "SamplingType"),
     sampler: ("apply_min_p", "apply_top_k", "apply_top_p", "mask_stop_tokens",
-              "filter_logits", "draw", "gather_logprobs", "check_logits", "sample"),
+              "apply_penalties", "filter_logits", "draw", "gather_logprobs",
+              "check_logits", "sample"),
     request: ("SequenceStatus", "RequestStatus", "SequenceData", "Sequence", "Request"),
     outputs: ("RequestOutput",),
     model_loader: ("weight_files", "load_weights", "check_layers"),
@@ -162,6 +163,66 @@ MUTANTS = {
     "the_check_comes_after_all_draws": (
         sampler, "seeded = any(row.generator is not None for row in rows)",
         "seeded = False", "moves nobody's generator"),
+    "each_row_has_the_first_rows_top_p": (
+        sampler, "before >= top_p", "before >= top_p[0]", "own top_p"),
+    "a_penalty_below_1_is_none": (
+        sampler, "row.params.repetition_penalty != 1",
+        "row.params.repetition_penalty > 1", "divides positive logits"),
+    "only_positive_penalties_count": (
+        sampler, "row.params.frequency_penalty or row.params.presence_penalty",
+        "row.params.frequency_penalty > 0 or row.params.presence_penalty > 0",
+        "Frequency subtracts"),
+    "the_prompt_takes_in_the_output": (
+        sampler, "i: row.prompt_token_ids + row.output_token_ids",
+        "i: row.prompt_token_ids.extend(row.output_token_ids) or row.prompt_token_ids",
+        "nothing that was passed in"),
+    "greedy_rows_may_stop_early": (
+        sampler, "row.params.min_tokens and row.stop_token_ids",
+        "row.params.min_tokens and row.stop_token_ids and row.params.temperature",
+        "before min_tokens other"),
+    "stop_tokens_are_not_masked": (
+        sampler, "    logits = mask_stop_tokens(logits, rows)\n", "",
+        "masked and penalties taken"),
+    "a_greedy_batch_has_no_penalties": (
+        sampler, "    logits = apply_penalties(logits, rows)\n"
+        "    if all(p.temperature == 0 for p in params):\n        return logits\n",
+        "    if all(p.temperature == 0 for p in params):\n        return logits\n"
+        "    logits = apply_penalties(logits, rows)\n", "masked and penalties taken"),
+    "temperatures_end_at_a_tenth": (
+        sampler, "(p.temperature, p.min_p", "(max(p.temperature, 0.1), p.min_p",
+        "divides the logits"),
+    "seeded_noise_is_uniform": (
+        sampler, "noise[i].exponential_(generator=rows[i].generator)",
+        "noise[i].uniform_(generator=rows[i].generator)", "So they are in seeded"),
+    "the_noise_of_others_rows": (
+        sampler, "noise[tensor_on(shared, logits.device)] = fresh",
+        "noise[: len(shared)] = fresh", "free rows that stand among"),
+    "a_generator_that_is_always_new": (
+        sampler, "fresh.exponential_(generator=generator)",
+        "fresh.exponential_(generator=generator or torch.Generator())",
+        "handed in"),
+    "the_chosen_ones_probability": (
+        sampler, "SamplerOutput(token_ids, chosen.squeeze(-1))",
+        "SamplerOutput(token_ids, chosen.squeeze(-1).exp())", "tokens come back"),
+    "the_likeliest_ones_probabilities": (
+        sampler, "top.indices, top.values", "top.indices, top.values.exp()",
+        "likeliest come in order"),
+    "ranks_that_nobody_asked_for": (
+        sampler, "    if count is not None:\n"
+        "        output.ranks = (logprobs > chosen).sum(-1) + 1\n",
+        "    output.ranks = (logprobs > chosen).sum(-1) + 1\n"
+        "    if count is not None:\n", "A rank of 1"),
+    "the_filters_are_for_nothing": (
+        sampler, "draw(filter_logits(logits, rows), rows, generator)",
+        "draw(logits, rows, generator)",
+        "before penalties"),
+    "sample_keeps_the_generator": (
+        sampler, "draw(filter_logits(logits, rows), rows, generator)",
+        "draw(filter_logits(logits, rows), rows)", "what the filters leave"),
+    "logprobs_after_the_mask": (
+        sampler, "logprobs = logits.log_softmax(-1)",
+        "logprobs = mask_stop_tokens(logits, rows).log_softmax(-1)",
+        "before penalties"),
     "fork_forgets_the_salt": (
         request, "forked.seq_id = new_seq_id",
         "forked.seq_id, forked.cache_salt = new_seq_id, b''", "A fork has a new id"),
