@@ -32,6 +32,8 @@ def _model_defaults(p: SimpleNamespace) -> None:
     expect("ModelConfig('qwen').tokenizer", made.tokenizer, "qwen")
     expect("ModelConfig('qwen').max_model_len", made.max_model_len, None)
     expect("ModelConfig('qwen').trust_remote_code", made.trust_remote_code, False)
+    got = [made.tokenizer_mode, made.dtype, made.seed]
+    expect("ModelConfig('qwen'): tokenizer_mode, dtype, seed", got, ["auto", "auto", 0])
     other = p.ModelConfig("qwen", tokenizer="other")
     expect("ModelConfig('qwen', tokenizer='other').tokenizer", other.tokenizer, "other")
 
@@ -40,7 +42,9 @@ def _model_defaults(p: SimpleNamespace) -> None:
     "ModelConfig", hint="a dict from the name to the torch.dtype; 'auto' maps to None"
 )
 def _dtypes(p: SimpleNamespace) -> None:
-    """torch_dtype resolves every name of a dtype, and is None for "auto"."""
+    """torch_dtype resolves every name of a dtype, is None for "auto", and a torch.dtype
+    is its own.
+    """
     wanted = {
         "auto": None,
         "half": torch.float16,
@@ -52,6 +56,9 @@ def _dtypes(p: SimpleNamespace) -> None:
     for name, dtype in wanted.items():
         got = p.ModelConfig("qwen", dtype=name).torch_dtype
         expect(f"ModelConfig('qwen', dtype={name!r}).torch_dtype", got, dtype)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        got = p.ModelConfig("qwen", dtype=dtype).torch_dtype
+        expect(f"ModelConfig('qwen', dtype={dtype}).torch_dtype", got, dtype)
 
 
 @_SUITE.property(
@@ -220,6 +227,7 @@ def _swap(p: SimpleNamespace) -> None:
 def _blocks_by_hand(p: SimpleNamespace) -> None:
     """num_gpu_blocks_override is None or at least 1."""
     expect("CacheConfig()", p.CacheConfig().num_gpu_blocks_override, None)
+    expect("... prefix caching", p.CacheConfig().enable_prefix_caching, False)
     made = p.CacheConfig(num_gpu_blocks_override=1).num_gpu_blocks_override
     expect("CacheConfig(num_gpu_blocks_override=1)", made, 1)
     expect_error(
@@ -241,7 +249,11 @@ def _cache_types(p: SimpleNamespace) -> None:
         ("block_size", "16"),
         ("block_size", 16.0),
         ("block_size", True),
+        ("gpu_memory_utilization", "0.9"),
+        ("gpu_memory_utilization", True),
         ("swap_space", "4"),
+        ("swap_space", True),
+        ("num_gpu_blocks_override", 1.0),
         ("enable_prefix_caching", "no"),
     ):
         expect_error(
@@ -263,6 +275,9 @@ def _scheduler(p: SimpleNamespace) -> None:
     expect(
         "SchedulerConfig().max_num_batched_tokens", made.max_num_batched_tokens, None
     )
+    got = [made.max_model_len, made.enable_chunked_prefill]
+    given = "SchedulerConfig(): max_model_len, enable_chunked_prefill"
+    expect(given, got, [None, False])
     for name in ("max_num_seqs", "max_num_batched_tokens"):
         given = f"SchedulerConfig({name}=1).{name}"
         expect(given, getattr(p.SchedulerConfig(**{name: 1}), name), 1)

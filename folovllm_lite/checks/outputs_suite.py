@@ -285,6 +285,9 @@ def _deltas_logprobs(p: SimpleNamespace) -> None:
     got = list(p.deltas([_output(p, silent), _output(p, told)]))[-1]
     same = "the same, the first without a text, the second with 4 letters: logprobs"
     expect(same, got.outputs[0].logprobs, [second])
+    nothing = list(p.deltas(_stream(p, [("a", [1], None)], [("ab", [1, 2], None)])))
+    got = [each.outputs[0].logprobs for each in nothing]
+    expect("two outputs whose logprobs are None: logprobs", got, [None, None])
     for name, wanted in (("cumulative_logprob", -2.0), ("stop_reason", 2)):
         expect(f"{given} {name}", getattr(last.outputs[0], name), wanted)
     got = [last.request_id, last.prompt, last.prompt_token_ids]

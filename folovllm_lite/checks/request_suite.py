@@ -158,6 +158,9 @@ def _begins(p: SimpleNamespace) -> None:
     one, two = _sequence(p), _sequence(p)
     expect("a new sequence: status", one.status.name, "WAITING")
     expect("a new sequence: block_ids", one.block_ids, [])
+    got = [one.num_computed, one.order, one.width, one.cache_salt]
+    wanted = [0, (0, 0, 0), 1, b""]
+    expect("a new sequence: num_computed, order, width, cache_salt", got, wanted)
     one = p.Sequence("r-0", "r", p.SequenceData([7]), SamplingParams())
     two = p.Sequence("r-1", "r", p.SequenceData([7]), SamplingParams())
     one.block_ids.append(3)
@@ -178,6 +181,16 @@ def _getters(p: SimpleNamespace) -> None:
     ]
     given = "prompt [7, 8], output [9], 5 added: the getters in their order"
     expect(given, got, [2, 2, 4, [7, 8, 9, 5], 5])
+
+
+@_SUITE.property("Sequence", hint="hand this question on too: who knows what is final?")
+def _sequence_finished(p: SimpleNamespace) -> None:
+    """A sequence is finished exactly if its status is."""
+    for name in _STATUSES:
+        sequence = _sequence(p)
+        _set(sequence, name)
+        wanted = name.startswith("FINISHED")
+        expect(f"{name}: is_finished()", sequence.is_finished(), wanted)
 
 
 @_SUITE.property("Sequence", hint="a difference of two counts, taken when it is asked")
@@ -248,10 +261,11 @@ def _fork_past(p: SimpleNamespace) -> None:
     _set(parent, "RUNNING")
     parent.num_computed = 2
     parent.order, parent.width, parent.cache_salt = (1, 4, 0), 2, b"salt"
-    child = parent.fork("r-1")
-    expect("fork('r-1'): seq_id", child.seq_id, "r-1")
-    expect("fork('r-1'): seq_id of its parent", parent.seq_id, "r-0")
-    expect("fork('r-1'): request_id", child.request_id, "r")
+    parent.sampling_params = SamplingParams(n=3)
+    child = parent.fork("s-1")
+    expect("fork('s-1'): seq_id", child.seq_id, "s-1")
+    expect("fork('s-1'): seq_id of its parent", parent.seq_id, "r-0")
+    expect("fork('s-1'): request_id", child.request_id, "r")
     expect("prompt [7, 8], output [9]: tokens", child.get_token_ids(), [7, 8, 9])
     expect("... of which generated", child.get_output_len(), 1)
     expect("block 3: block_ids", child.block_ids, [3])
@@ -260,9 +274,7 @@ def _fork_past(p: SimpleNamespace) -> None:
     expect("order (1, 4, 0): order", child.order, (1, 4, 0))
     expect("width 2: width", child.width, 2)
     expect("cache_salt b'salt': cache_salt", child.cache_salt, b"salt")
-    expect(
-        "same sampling_params", child.sampling_params == parent.sampling_params, True
-    )
+    expect("n=3: sampling_params.n", child.sampling_params.n, 3)
 
 
 @_SUITE.property(
@@ -296,7 +308,9 @@ def _fork_future(p: SimpleNamespace) -> None:
 def _children(p: SimpleNamespace) -> None:
     """A request makes best_of sequences, called {request_id}-{i}, all waiting."""
     for params, count in (({}, 1), ({"n": 2}, 2), ({"n": 1, "best_of": 3}, 3)):
-        made = p.Request("ab", None, [7, 8], SamplingParams(**params))
+        asked = SamplingParams(**params)
+        made = p.Request("ab", "go", [7, 8], asked)
+        expect("request 'ab', prompt 'go': prompt", made.prompt, "go")
         wanted = [f"ab-{i}" for i in range(count)]
         seqs = made.get_seqs()
         expect(f"request 'ab', {params}: seq_ids", [s.seq_id for s in seqs], wanted)
@@ -305,6 +319,8 @@ def _children(p: SimpleNamespace) -> None:
             expect(f"{each.seq_id}: request_id", each.request_id, "ab")
             expect(f"{each.seq_id}: tokens", each.get_token_ids(), [7, 8])
             expect(f"{each.seq_id}: status", each.status.name, "WAITING")
+            same = each.sampling_params == asked
+            expect(f"{each.seq_id}: sampling_params, those of the request", same, True)
 
 
 @_SUITE.property("Request", hint="how many lists are there, and how many owners?")
@@ -407,6 +423,8 @@ _ENDED = (
     (("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED"), "FINISHED_LENGTH_CAPPED"),
     (("FINISHED_ABORTED", "FINISHED_STOPPED"), "FINISHED_ABORTED"),
     (("FINISHED_LENGTH_CAPPED", "FINISHED_ABORTED"), "FINISHED_ABORTED"),
+    (("FINISHED_STOPPED", "FINISHED_IGNORED"), "FINISHED_LENGTH_CAPPED"),
+    (("FINISHED_IGNORED", "FINISHED_ABORTED"), "FINISHED_ABORTED"),
 )
 
 

@@ -247,7 +247,7 @@ def _penalties(p: SimpleNamespace) -> None:
         for value in (2.1, -2.1):
             _refuses(p, ValueError, {name: value}, name, str(value))
     _accepts(p, "repetition_penalty", 1.0, 0.5, 3, 1e-5, 1e5)
-    for value in (0.0, -1.0, 1e-40, 1e6):
+    for value in (0.0, -1.0, 1e-40, 9e-6, 1.1e5, 1e6):
         given = {"repetition_penalty": value}
         _refuses(p, ValueError, given, "repetition_penalty", str(value))
 
@@ -643,8 +643,12 @@ def _seeds(p: SimpleNamespace) -> None:
 def _inherited(p: SimpleNamespace) -> None:
     """Everything else is the parent's."""
     parent = p.SamplingParams(
-        n=2, temperature=0.3, top_k=5, stop="end", min_tokens=1, logprobs=0
-    )
+        n=2, temperature=0.3, top_p=0.9, top_k=5, min_p=0.1, presence_penalty=0.5,
+        frequency_penalty=-0.5, repetition_penalty=1.5, stop="end", stop_token_ids=[3],
+        include_stop_str_in_output=True, ignore_eos=True, max_tokens=9, min_tokens=1,
+        logprobs=0, prompt_logprobs=2, skip_special_tokens=False,
+        spaces_between_special_tokens=False,
+    )  # fmt: skip
     for i, child in enumerate(p.split(parent)):
         for field in fields(parent):
             if field.name not in ("n", "best_of", "seed"):

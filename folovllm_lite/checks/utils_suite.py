@@ -198,6 +198,23 @@ def _moves(p: SimpleNamespace) -> None:
     expect("to 'cpu', where they are: the same objects", same, [True, True])
 
 
+@_SUITE.property("tensor_on", hint="torch.tensor finds a dtype, unless it is told one")
+def _tensor_on(p: SimpleNamespace) -> None:
+    """tensor_on gives what torch.tensor does: shape, values, and dtype."""
+    cpu = torch.device("cpu")
+    for values, dtype, wanted in (
+        ([1, 2], None, torch.int64),
+        ([0.5, 1], None, torch.float32),
+        ((True, False), None, torch.bool),
+        ([], torch.long, torch.int64),
+        ([[1, 2], [3, 4]], torch.float16, torch.float16),
+    ):
+        got = p.tensor_on(values, cpu, dtype)
+        given = f"tensor_on({values}, cpu, {dtype})"
+        expect(given, got, torch.tensor(values, dtype=dtype))
+        expect(f"{given}: dtype, device", [got.dtype, got.device.type], [wanted, "cpu"])
+
+
 @_SUITE.property(
     "get_gpu_memory_info",
     hint="1 GiB is 1024**3 bytes, 1 GB 1000**3; and who else may use the GPU?",
@@ -210,6 +227,9 @@ def _memory(p: SimpleNamespace) -> None:
         names = ["allocated_gb", "reserved_gb", "free_gb", "total_gb"]
         expect(f"a GPU of 8 GiB, device {device}: keys", list(got), names)
         expect(f"a GPU of 8 GiB, device {device}", list(got.values()), wanted)
+    with _gpus(2):
+        got = p.get_gpu_memory_info()
+    expect("a GPU of 8 GiB, no device named: free_gb, of GPU 0", got["free_gb"], 3.0)
 
 
 @_SUITE.property("get_gpu_memory_info", hint="ask is_cuda_available first")

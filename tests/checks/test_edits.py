@@ -33,7 +33,7 @@ from folovllm_lite import (
 SUITES = {
     config: ("ModelConfig", "CacheConfig", "SchedulerConfig", "EngineConfig",
              "check_vllm_options"),
-    utils: ("set_random_seed", "get_device"),
+    utils: ("set_random_seed", "get_device", "get_gpu_memory_info", "tensor_on"),
     sampling_params: ("SamplingParams", "SamplingType"),
     sampler: ("apply_min_p", "apply_top_k", "apply_top_p", "mask_stop_tokens",
               "apply_penalties", "filter_logits", "draw", "gather_logprobs",
@@ -57,6 +57,18 @@ MUTANTS = {
     "any_tokenizer_mode": (
         config, 'self.tokenizer_mode not in ("auto", "slow")',
         "not self.tokenizer_mode", "wrong type"),
+    "a_dtype_is_always_a_name": (
+        config, "_DTYPES[self.dtype] if isinstance(self.dtype, str) else self.dtype",
+        "_DTYPES.get(self.dtype)", "is its own"),
+    "prefixes_are_kept_unasked": (
+        config, "enable_prefix_caching: bool = False",
+        "enable_prefix_caching: bool = True", "num_gpu_blocks_override is None"),
+    "prompts_are_cut_unasked": (
+        config, "enable_chunked_prefill: bool = False",
+        "enable_chunked_prefill: bool = True", "max_num_seqs is at least 1"),
+    "true_is_all_of_the_memory": (
+        config, '_number("gpu_memory_utilization", self.gpu_memory_utilization)',
+        "pass", "names the field and the value"),
     "trusting_is_truthy": (
         config, '_flag("trust_remote_code", self.trust_remote_code)', "pass",
         "wrong type"),
@@ -92,6 +104,12 @@ MUTANTS = {
     "options_are_not_looked_at": (
         config, "for name, value in options.items():", "for name, value in ():",
         "One that asks for more"),
+    "the_second_gpu_is_the_usual_one": (
+        utils, "get_gpu_memory_info(device: int = 0)",
+        "get_gpu_memory_info(device: int = 1)", "Memory comes in GiB"),
+    "everything_is_a_float": (
+        utils, "torch.tensor(values, dtype=dtype,",
+        "torch.tensor(values, dtype=dtype or torch.float32,", "tensor_on gives"),
     "numpys_seed_is_clamped": (
         utils, "seed % 2**32", "min(seed, 2**32 - 1)", "large neighbours"),
     "any_device_that_torch_knows": (
@@ -232,6 +250,38 @@ MUTANTS = {
     "fork_forgets_the_width": (
         request, "forked.seq_id = new_seq_id",
         "forked.seq_id, forked.width = new_seq_id, 1", "A fork has a new id"),
+    "a_sequence_is_born_two_wide": (
+        request, "width: int = 1", "width: int = 2", "begins waiting"),
+    "a_capped_sequence_goes_on": (
+        request, "        return self.status.is_finished()\n\n    def move_to",
+        "        return self.status is SequenceStatus.FINISHED_STOPPED\n\n"
+        "    def move_to", "finished exactly if its status"),
+    "a_fork_belongs_to_whom_its_name_says": (
+        request, "forked.seq_id = new_seq_id",
+        "forked.seq_id, forked.request_id = new_seq_id, new_seq_id.split('-')[0]",
+        "A fork has a new id"),
+    "a_fork_asks_for_nothing": (
+        request, "forked.seq_id = new_seq_id",
+        "forked.seq_id, forked.sampling_params = new_seq_id, SamplingParams()",
+        "A fork has a new id"),
+    "sequences_ask_for_nothing": (
+        request, "data, self.sampling_params, cache",
+        "data, SamplingParams(n=self.sampling_params.n), cache", "makes best_of"),
+    "a_prompt_is_ids_alone": (
+        request, "self.prompt_token_ids = list(self.prompt_token_ids)\n        if",
+        "self.prompt_token_ids, self.prompt = list(self.prompt_token_ids), None\n"
+        "        if", "makes best_of"),
+    "one_that_was_ignored_has_stopped": (
+        request,
+        "    SequenceStatus.FINISHED_IGNORED: RequestStatus.FINISHED_LENGTH_CAPPED,\n"
+        "    SequenceStatus.FINISHED_LENGTH_CAPPED: "
+        "RequestStatus.FINISHED_LENGTH_CAPPED,\n"
+        "    SequenceStatus.FINISHED_STOPPED: RequestStatus.FINISHED_STOPPED,\n",
+        "    SequenceStatus.FINISHED_LENGTH_CAPPED: "
+        "RequestStatus.FINISHED_LENGTH_CAPPED,\n"
+        "    SequenceStatus.FINISHED_STOPPED: RequestStatus.FINISHED_STOPPED,\n"
+        "    SequenceStatus.FINISHED_IGNORED: RequestStatus.FINISHED_LENGTH_CAPPED,\n",
+        "When all have ended"),
     "a_slice_may_be_the_prompt_itself": (
         request, "        return prompt[start:end] + self.output",
         "        if (start, end) == (0, at):\n            return prompt\n"
