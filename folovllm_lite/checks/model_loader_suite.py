@@ -644,13 +644,14 @@ def _cast(p: SimpleNamespace) -> None:
     float8, whose scales stand elsewhere.
     """
     with _folder() as folder:
-        _write(folder, {name: t.half() for name, t in _tensors().items()})
-        for dtype in (torch.float32, torch.bfloat16):
-            model = _Model().to(dtype)
-            p.load_weights(model, folder)
-            given = f"a file in float16, a model in {dtype}: layer.weight"
-            expect(f"{given}.dtype", model.layer.weight.dtype, dtype)
-            expect(given, model.layer.weight, _tensors()["layer.weight"])
+        for stored in (torch.float16, torch.float64):
+            _write(folder, {name: t.to(stored) for name, t in _tensors().items()})
+            for dtype in (torch.float32, torch.bfloat16):
+                model = _Model().to(dtype)
+                p.load_weights(model, folder)
+                given = f"a file in {stored}, a model in {dtype}: layer.weight"
+                expect(f"{given}.dtype", model.layer.weight.dtype, dtype)
+                expect(given, model.layer.weight, _tensors()["layer.weight"])
     whole = _numbers(2).to(torch.int64)
     _expect_refused(
         p, "layer.bias in int64", _tensors(layer_bias=whole), "layer.bias", "int64"
@@ -1168,6 +1169,11 @@ def _renamed_strictly(p: SimpleNamespace) -> None:
         ("no module.scale", {"scale": None}, ["scale"]),
         ("module.gate", {"gate": _numbers(2)}, ["gate"]),
         ("module.scale is [1]", {"scale": _numbers(1)}, ["scale", "[1]", "[2]"]),
+        (
+            "no module.scale, module.gate",
+            {"scale": None, "gate": _numbers(2)},
+            ["scale", "gate"],
+        ),
     ):
         with _folder() as folder:
             _write(folder, _prefixed(**changes))
@@ -1179,23 +1185,33 @@ def _renamed_strictly(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "load_renamed", hint="two names of the model, one memory: who writes it last?"
+    "load_renamed",
+    hint="two names of the model, one memory: has the file both, compare their numbers",
 )
 def _renamed_tied(p: SimpleNamespace) -> None:
-    """A tied head in the file never overwrites the embedding: it is left out, or an
-    error if its numbers differ.
+    """A tied head may stand in the file with the embedding's numbers; with others it is
+    an error that names it, and nothing is changed.
     """
-    with _folder() as folder:
-        _write(folder, _prefixed())
-        model = _Model(tied=True)
-        before = model.embed.weight.detach().clone()
-        given = "module.head.weight differs, the model ties it to embed.weight"
-        try:
+    embedding = _tensors()["embed.weight"]
+    for given, head in (("no module.head.weight", None), ("both the same", embedding)):
+        with _folder() as folder:
+            _write(
+                folder, _prefixed(head_weight=None if head is None else head.clone())
+            )
+            model = _Model(tied=True)
             p.load_renamed(model, folder, _strip)
-        except ValueError:
-            _expect_loaded(f"{given}, refused", model, {"embed.weight": before})
-        else:
+            given = f"the model ties the head to the embedding, {given}"
             _expect_loaded(given, model, _tensors(tied=True))
+    last = embedding + torch.tensor([[0.0], [0], [1]])
+    for what, head in (("", embedding + 1), ("the last row of ", last)):
+        with _folder() as folder:
+            _write(folder, _prefixed(head_weight=head))
+            model = _Model(tied=True)
+            before = model.embed.weight.detach().clone()
+            given = f"tied, {what}module.head.weight differs from the embedding"
+            call = lambda m=model, f=folder: p.load_renamed(m, f, _strip)  # noqa: E731
+            expect_error(given, call, ValueError, "head.weight")
+            _expect_loaded(f"{given}, afterwards", model, {"embed.weight": before})
 
 
 @_SUITE.property("load_renamed", hint="two of the file's names can become one: see it")
@@ -1231,7 +1247,8 @@ def _ten() -> dict[str, Tensor]:
 )
 def _sharded_round_trip(p: SimpleNamespace) -> None:
     """What is written reads back: each tensor once, in the file of the index."""
-    index, files = _saved(p, _ten(), 40)
+    index, files = _saved(p, tensors := _ten(), 40)
+    expect("10 tensors, limit 40: their names, afterwards", [*tensors], [*_ten()])
     found = {name: file for file, tensors in files.items() for name in tensors}
     stored = sum(len(tensors) for tensors in files.values())
     expect("10 tensors, limit 40: tensors in the files", stored, 10)
@@ -1261,7 +1278,7 @@ def _sharded_limit(p: SimpleNamespace) -> None:
 @_SUITE.property("save_sharded", hint="fill a shard before you open the next")
 def _sharded_few(p: SimpleNamespace) -> None:
     """There are at most twice as many shards as the bytes need."""
-    for limit, most in ((80, 1), (1000, 1), (40, 4), (16, 10)):
+    for limit, most in ((80, 2), (1000, 2), (40, 4), (16, 10)):
         _, files = _saved(p, _ten(), limit)
         if len(files) > most:
             given = f"10 tensors of 8 bytes, limit {limit}: shards"

@@ -326,6 +326,9 @@ MUTANTS = {
         "if not Path(os.path.abspath(path / name)).is_relative_to(inside):",
         "if not os.path.abspath(path / name).startswith(str(inside)):",
         "outside the folder"),
+    "float64_is_no_plain_float": (
+        model_loader, "_FLOATS = (torch.float64, *_DTYPES.values())",
+        "_FLOATS = tuple(_DTYPES.values())", "Floats are cast"),
     "layers_are_counted": (
         model_loader, "there = max(numbers, default=-1) + 1",
         "there = len(set(numbers))", "number of layers"),

@@ -847,6 +847,29 @@ def renames_and_the_head_wins(model, path, rename):
         SOLVED["load_renamed"](model, path, rename)
 
 
+def renames_and_drops_the_head(model, path, rename):
+    def without_tied(name):
+        new, tied = rename(name), package.tied_names(model.state_dict(keep_vars=True))
+        return None if new in tied else new
+
+    SOLVED["load_renamed"](model, path, without_tied)
+
+
+def renames_and_allows_no_head(model, path, rename):
+    tied = package.tied_names(model.state_dict(keep_vars=True))
+    found = package.stored_tensors(ORIGINAL_FILES(path))
+    if any(rename(name) in tied for name, *_ in found):
+        raise ValueError(f"{', '.join(tied)}: tied")
+    SOLVED["load_renamed"](model, path, rename)
+
+
+def renames_and_stops_at_the_first(model, path, rename):
+    try:
+        SOLVED["load_renamed"](model, path, rename)
+    except ValueError as error:
+        raise ValueError("\n".join(str(error).splitlines()[:2])) from error
+
+
 def _save(groups, folder, total=True):
     index = {"metadata": {}, "weight_map": {}}
     if total:
@@ -906,6 +929,11 @@ def saves_one_of_each_address(tensors, folder, limit):
     SOLVED["save_sharded"](kept, folder, limit)
 
 
+def saves_and_empties(tensors, folder, limit):
+    SOLVED["save_sharded"](tensors, folder, limit)
+    tensors.clear()
+
+
 def saves_without_the_last_shard(tensors, folder, limit):
     SOLVED["save_sharded"](dict(list(tensors.items())[:-1]), folder, limit)
 
@@ -931,12 +959,14 @@ EXERCISE_MUTANTS = {
     "load_renamed": [
         renames_after_it_compared, renames_loosely, renames_and_the_last_wins,
         renames_none_to_none, renames_the_first_shard, renames_and_the_head_wins,
+        renames_and_drops_the_head, renames_and_allows_no_head,
+        renames_and_stops_at_the_first,
     ],
     "save_sharded": [
         saves_a_shard_for_each, saves_one_shard, saves_by_count_of_elements,
         saves_tied_tensors_twice, saves_without_the_last_shard, saves_without_an_index,
         saves_without_the_size, saves_one_of_each_storage, saves_one_of_each_address,
-        saves_four_bytes_a_number,
+        saves_four_bytes_a_number, saves_and_empties,
     ],
 }  # fmt: skip
 
