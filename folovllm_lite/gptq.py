@@ -312,7 +312,7 @@ def inverse_factor(hessian: Tensor, damp_percent: float) -> Tensor:
     its column is cut off from the others, which rounds it plainly.
 
     Raises:
-        ValueError: if the damped Hessian is not positive definite.
+        ValueError: if the damped Hessian is not positive definite; says damp_percent.
     """
     hessian = hessian.float().clone()
     diagonal = hessian.diagonal()  # a view

@@ -112,7 +112,8 @@ def _judge(quantize: Callable, K: int, config: GPTQConfig) -> None:
     """Fail unless it quantizes the random layer as the oracle does."""
     got = quantize(_random(8, K, seed=K), _hessian(K, seed=K), config)
     n, order = config.group_size, ", act order" if config.desc_act else ""
-    given = f"[8, {K}], group_size {n}, sym={config.sym}{order}"
+    damp = f", damp_percent {config.damp_percent}" * (config.damp_percent != 0.01)
+    given = f"[8, {K}], group_size {n}, sym={config.sym}{order}{damp}"
     _same(given, got, _solved(K, config))
 
 
@@ -402,6 +403,8 @@ def _columns(p: SimpleNamespace) -> None:
     for K in (8, 16):
         for sym in (True, False):
             _judge(p.gptq, K, _config(sym=sym))
+    for damp in (0.0, 0.5):
+        _judge(p.gptq, 16, _config(damp_percent=damp))
 
 
 @_SUITE.property("gptq", hint="when is a group's grid made, and from which numbers?")
@@ -480,9 +483,13 @@ def _refused(p: SimpleNamespace) -> None:
     expect_error(
         "4 outputs", lambda: p.gptq(_random(4, 24), eye, _config()), ValueError, "4"
     )
-    weight = _random(8, 24)
-    weight[3, 5] = float("nan")
-    expect_error("a weight of NaN", lambda: p.gptq(weight, eye, _config()), ValueError)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        weight = _random(8, 24)
+        weight[3, 5] = bad
+        expect_error(
+            f"a weight of {bad}",
+            lambda weight=weight: p.gptq(weight, eye, _config()), ValueError,
+        )  # fmt: skip
     H = torch.eye(24)
     H[0, 1] = H[1, 0] = 2.0
     expect_error(

@@ -195,6 +195,16 @@ MUTANTS = {
         "_quantize_columns(\n"
         "        weight.float()[:, order] if config.desc_act else weight.float(),",
     ),
+    "the damping is always the same": (
+        "_columns",
+        "[order][:, order], config.damp_percent)",
+        "[order][:, order], 0.01)",
+    ),
+    "infinite weights go through": (
+        "_refused",
+        "if not bool(weight.isfinite().all()):",
+        "if bool(weight.isnan().any()):",
+    ),
     "levels stay floats": ("_columns", "[:, back].to(torch.uint8)", "[:, back]"),
     "half of the damping for one input": (
         "_factor",
