@@ -353,27 +353,39 @@ def _last_holder(p: SimpleNamespace) -> None:
 @_SUITE.property("BlockManager", hint="which block does the next token go to?")
 def _copy_on_write(p: SimpleNamespace) -> None:
     """Who writes to a shared block gets a copy of it; the others keep the original."""
-    for tokens in (1, 3):
+    for tokens, end in ((1, 2), (3, 4), (1, 4), (3, 6)):
         for writer in ("fork", "parent"):
-            pool, parent = p.BlockManager(4, 2), _seq(range(tokens))
+            pool, parent = p.BlockManager(6, 2), _seq(range(tokens))
             _begin(pool, parent)
             child = _fork(pool, parent, "a-1")
             seqs = {"fork": child, "parent": parent}
             one = seqs.pop(writer)
             (other,) = seqs.values()
-            old = list(other.block_ids)
-            one.add_token_id(9)
-            _go(pool, one)
-            given = f"{tokens} tokens in blocks of 2, a fork, the {writer} writes"
+            old, at = list(other.block_ids), tokens // 2
+            for _ in range(end - tokens):
+                one.add_token_id(9)
+            given = (
+                f"{tokens} tokens in blocks of 2, a fork, the {writer} grows to {end}"
+            )
+            expect(given, _go(pool, one), True)
             expect(f"{given}: the other's blocks", other.block_ids, old)
             expect(
-                f"{given}: moves", _moved(pool), [("copy", old[-1], one.block_ids[-1])]
+                f"{given}: moves", _moved(pool), [("copy", old[at], one.block_ids[at])]
             )
-            expect(f"{given}: its block is new", one.block_ids[-1] in old, False)
-            expect(f"{given}: those before", one.block_ids[:-1], old[:-1])
-            expect(f"{given}: counts", _counts(pool, one)[-1:], [1])
+            expect(f"{given}: its block is new", one.block_ids[at] in old, False)
+            expect(f"{given}: those before", one.block_ids[:at], old[:at])
+            expect(f"{given}: number of blocks", len(one.block_ids), end // 2)
+            expect(f"{given}: counts", _counts(pool, one)[at:], [1] * (end // 2 - at))
             expect(f"{given}: the other's", _counts(pool, other)[-1:], [1])
             _books(pool, given)
+    pool, parent = p.BlockManager(4, 2), _seq(range(5))
+    pool.place(parent, 5)
+    parent.num_computed = 1
+    child = _fork(pool, parent, "a-1")
+    given = "3 blocks of 2 are shared, 1 token is computed, the fork grows to 2"
+    expect(given, pool.grow(child, 2), True)
+    expect(f"{given}: blocks behind", child.block_ids[1:], parent.block_ids[1:])
+    _books(pool, given)
 
 
 @_SUITE.property("BlockManager", hint="what would the copy be good for?")
@@ -601,6 +613,16 @@ def _order_of_moves(p: SimpleNamespace) -> None:
     kinds = [move[0] for move in pool.moves]
     given = "one goes out, another takes its block and goes out, the first comes back"
     expect(f"{given}: kinds of moves", kinds, ["out", "out", "out", "in"])
+    pool = p.BlockManager(2, 2, num_swap_blocks=1)
+    one, two = _seq(range(1)), _seq(range(2), "b")
+    _begin(pool, one)
+    _begin(pool, two)
+    child = _fork(pool, one, "a-1")
+    pool.swap_out(two)
+    pool.grow(child, 2)
+    kinds = [move[0] for move in pool.moves]
+    given = "one goes out, and a fork copies into its block: kinds of moves"
+    expect(given, kinds, ["out", "copy"])
 
 
 @_SUITE.property("BlockManager", hint="CPU memory ends too")

@@ -688,24 +688,35 @@ def _failed_offers(p: SimpleNamespace) -> None:
     _same(made, given, {"d": _wanted(_PROMPTS["b"])})
 
 
-@_SUITE.property("LLMEngine", hint="what was on its way to CPU memory?")
-def _failed_swap(p: SimpleNamespace) -> None:
-    """Who was being swapped out by a step that fails is not served from there."""
-    made = _made(p, blocks=8, swap=8)
+def _preempting_fails(p: SimpleNamespace, swap: int) -> tuple[Any, str]:
+    """An engine whose step of b has failed, which took the memory of d."""
+    made = _made(p, blocks=8, swap=swap)
     for name in ("b", "d"):
         _add(made, name, max_tokens=8)
-    given = "8 blocks of 2, 8 of CPU memory, two requests, the step that swaps fails"
+    given = f"8 blocks of 2, {swap} of CPU memory, the step that preempts d fails"
     for _ in range(8):
         tell = made.stats().get("preemptions")
         made.runner.before = lambda step: _fail_if_preempting(step)
         try:
             made.step()
         except OSError:
-            break
-    else:
-        fail(given, f"{tell} preemptions", "one")
+            return made, given
+    fail(given, f"{tell} preemptions", "one")
+
+
+@_SUITE.property("LLMEngine", hint="what was on its way to CPU memory?")
+def _failed_swap(p: SimpleNamespace) -> None:
+    """Who was being swapped out by a step that fails is not served from there."""
+    made, given = _preempting_fails(p, 8)
     _add(made, "a")
     _same(made, given, {"a": _wanted(_PROMPTS["a"])})
+
+
+@_SUITE.property("LLMEngine", hint="nothing of it was in that step")
+def _failed_preempting(p: SimpleNamespace) -> None:
+    """Who waits again since a step that fails loses nothing by it."""
+    made, given = _preempting_fails(p, 0)
+    _same(made, given, {"d": _wanted(_PROMPTS["d"], max_tokens=8)})
 
 
 def _fail_if_preempting(step: Step) -> None:

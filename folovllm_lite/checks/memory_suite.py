@@ -63,6 +63,43 @@ def _state(kept: Any, *seqs: Sequence) -> list:
 _STATE = "moves, (block_ids, num_computed) of each"
 
 
+class _Contents:
+    """What a memory holds, simulated: by its moves, and by the block_ids of those who
+    compute. One that keeps its addresses elsewhere can't be looked into.
+    """
+
+    def __init__(self, kept: Any):
+        self.kept = kept
+        self.size = getattr(kept, "block_size", kept.capacity)
+        # (on the CPU, block): what stands in its slots, all tokens up to there
+        self.stored: dict[tuple[bool, int], dict[int, tuple]] = {}
+
+    def carry(self) -> None:
+        """Make the moves."""
+        for kind, old, new in self.kept.moves:
+            held = self.stored.get((kind == "in", old), {})
+            self.stored[kind == "out", new] = dict(held)
+        self.kept.moves = []
+
+    def compute(self, seq: Sequence) -> None:
+        """Write all that `seq` misses."""
+        self.carry()
+        self.kept.offer(seq, seq.get_len())
+        tokens = tuple(seq.get_token_ids())
+        for i in range(seq.num_computed, len(tokens)) if seq.block_ids else ():
+            block = self.stored.setdefault((False, seq.block_ids[i // self.size]), {})
+            block[i % self.size] = tokens[: i + 1]
+        seq.num_computed = len(tokens)
+
+    def read(self, seq: Sequence, given: str) -> None:
+        """Fail unless `seq` reads at each of its tokens what was computed there."""
+        tokens = tuple(seq.get_token_ids())
+        for i in range(seq.num_computed) if seq.block_ids else ():
+            block = self.stored.get((False, seq.block_ids[i // self.size]), {})
+            what = f"{given}: {seq.seq_id} reads at token {i} what came after"
+            expect(what, block.get(i % self.size), tokens[: i + 1])
+
+
 def _fill(kept: Any, length: int, first: int = 0) -> list[Sequence]:
     """Place strangers of `length` tokens until there is no room for one more."""
     there: list[Sequence] = []
@@ -295,16 +332,21 @@ def _fork(p: SimpleNamespace) -> None:
         kept = p.Memory()
         room = len(_fill(kept, 1))
         kept.clear()
-        parent = _seq(range(3))
-        _begin(kept, parent)
+        parent, contents = _seq(range(3)), _Contents(kept)
+        kept.place(parent, 3)
+        contents.compute(parent)
         child = _fork_of(kept, parent, "a-1")
         both = (parent, child)
         given = "3 tokens, a fork, both grow to 4"
         expect(given, [kept.grow(seq, 4) for seq in both], [True, True])
         expect(f"{given}: num_computed", [s.num_computed for s in both], [3, 3])
+        for seq, token_id in zip(both, (7, 8), strict=True):
+            seq.add_token_id(token_id)
+            contents.compute(seq)
+        for seq in both:
+            contents.read(seq, f"{given}, one by token 7, one by 8")
         kept.release(both[first])
         given += f", {('the parent', 'the fork')[first]} is released"
-        both[1 - first].num_computed = 4
         expect(f"{given}, the other grows to 5", kept.grow(both[1 - first], 5), True)
         kept.release(both[1 - first])
         kept.moves = []
@@ -384,26 +426,9 @@ def _reads_what_it_wrote(p: SimpleNamespace) -> None:
 def _play(p: SimpleNamespace, length: int, seed: int) -> None:
     """Some random calls; the simulated contents after each, by block_ids."""
     rng, kept = random.Random(seed), p.Memory()
-    size = getattr(kept, "block_size", kept.capacity)
-    most = min(6, kept.capacity)
+    contents, most = _Contents(kept), min(6, kept.capacity)
     there: list[Sequence] = []
-    stored: dict[tuple[bool, int], dict[int, tuple]] = {}  # (on the CPU, block): slots
     calls: list[str] = []
-
-    def compute(seq: Sequence) -> None:
-        carry()
-        kept.offer(seq, seq.get_len())
-        tokens = tuple(seq.get_token_ids())
-        for i in range(seq.num_computed, len(tokens)):
-            block = stored.setdefault((False, seq.block_ids[i // size]), {})
-            block[i % size] = tokens[: i + 1]
-        seq.num_computed = len(tokens)
-
-    def carry() -> None:
-        for kind, old, new in kept.moves:
-            stored[kind == "out", new] = dict(stored.get((kind == "in", old), {}))
-        kept.moves = []
-
     for number in range(length):
         seq = rng.choice(there) if there else None
         kind = rng.choice(["place", "place", "grow", "grow", "fork", "release", "swap"])
@@ -412,28 +437,25 @@ def _play(p: SimpleNamespace, length: int, seed: int) -> None:
             seq = _seq(tokens, f"s{number}")
             calls.append(f"place({seq.seq_id}, {len(tokens)}) of {tokens}")
             if kept.place(seq, len(tokens)):
-                if not seq.block_ids:
-                    return  # it keeps its addresses elsewhere
                 there.append(seq)
-                compute(seq)
+                contents.compute(seq)
         elif seq is None:
             continue
         elif kind == "grow":
             calls.append(f"grow({seq.seq_id}, {seq.get_len() + 1})")
             if kept.grow(seq, seq.get_len() + 1):
                 seq.add_token_id(rng.choice([1, 2]))
-                compute(seq)
+                contents.compute(seq)
         elif kind == "fork" and len(there) < 2:
             calls.append(f"fork({seq.seq_id}, s{number})")
-            child = _fork_of(kept, seq, f"s{number}")
-            carry()
-            there.append(child)
+            there.append(_fork_of(kept, seq, f"s{number}"))
+            contents.carry()
         elif kind == "swap":
             calls.append(f"swap_out({seq.seq_id}), then place or release")
             if kept.swap_out(seq):
-                carry()
+                contents.carry()
                 if kept.place(seq, seq.get_len()):
-                    compute(seq)
+                    contents.compute(seq)
                 else:
                     kept.release(seq)
                     there.remove(seq)
@@ -441,10 +463,5 @@ def _play(p: SimpleNamespace, length: int, seed: int) -> None:
             calls.append(f"release({seq.seq_id})")
             kept.release(seq)
             there.remove(seq)
-        given = f"a new memory, {'; '.join(calls)}"
         for each in there:
-            tokens = tuple(each.get_token_ids())
-            for i in range(each.num_computed):
-                got = stored.get((False, each.block_ids[i // size]), {}).get(i % size)
-                what = f"{given}: {each.seq_id} reads at token {i} what came after"
-                expect(what, got, tokens[: i + 1])
+            contents.read(each, f"a new memory, {'; '.join(calls)}")

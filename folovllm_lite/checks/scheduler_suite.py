@@ -55,7 +55,7 @@ def _seq(
     """A new sequence of `length` tokens; alike only if `first` is."""
     data = SequenceData(list(range(first, first + length)))
     order = (priority, arrival, 0)
-    made = Sequence(name, name, data, SamplingParams(**params), order=order)
+    made = Sequence(name, f"{name}'s", data, SamplingParams(**params), order=order)
     made.width = width
     return made
 
@@ -190,6 +190,7 @@ def _admission(p: SimpleNamespace) -> None:
         expect(f"{given}: status", seq.status.name, "RUNNING")
         lists = (_names(made.waiting), _names(made.running))
         expect(f"{given}: waiting, running", lists, ([], ["a"]))
+        expect(f"{given}: the work is that of (seq_id)", list(step.work), ["a"])
         expect(f"{given}: num_tokens", step.num_tokens, length)
     made = _made(p)
     step = made.schedule()

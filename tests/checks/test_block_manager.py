@@ -224,6 +224,26 @@ MUTANTS = {
         "shared = at < len(seq.block_ids) and self.refs[seq.block_ids[at]] > 1",
         "shared = False",
     ),
+    "the_block_of_the_last_token_is_copied": (
+        "_copy_on_write",
+        "at = seq.num_computed // self.block_size",
+        "at = (end - 1) // self.block_size",
+    ),
+    "the_table_ends_with_the_copy": (
+        "_copy_on_write",
+        "            seq.block_ids[at] = new\n",
+        "            seq.block_ids[at:] = [new]\n",
+    ),
+    "a_copy_is_all_it_gets": (
+        "_copy_on_write",
+        '            self.moves.append(("copy", old, new))\n',
+        '            self.moves.append(("copy", old, new))\n            return True\n',
+    ),
+    "copies_come_first": (
+        "_order_of_moves",
+        'self.moves.append(("copy", old, new))',
+        'self.moves.insert(0, ("copy", old, new))',
+    ),
     "the_copied_block_is_still_held": ("_copy_on_write", _COPY, ""),
     "copies_the_wrong_way": (
         "_copy_on_write",

@@ -25,7 +25,7 @@ def one_thread():
 def test_the_package_passes(capsys):
     checks.engine(module)
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 30 properties hold." in out
+    assert "✗" not in out and "All 31 properties hold." in out
 
 
 _IMPORT = "from folovllm_lite.generation import RequestState\n"
@@ -125,6 +125,12 @@ MUTANTS = {
         " example\n",
         "                step = step or Step()\n"
         "                if step is None:\n",
+    ),
+    "whoever_was_preempted_is_lost_too": (
+        "_failed_preempting",
+        "        seqs += [seq for seq in step.preempted if seq.status is"
+        " SequenceStatus.SWAPPED]\n",
+        "        seqs += step.preempted\n",
     ),
     "no_priority_is_a_low_one": (
         "_priorities",

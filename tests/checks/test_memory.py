@@ -279,6 +279,8 @@ class TakesALittleMore(Blocks):
 
 class WritesToSharedBlocks(Blocks):
     def grow(self, seq, end):
+        if self.blocks_for(end) - len(seq.block_ids) > len(self.free):
+            return False
         self._fill(seq, end)
         return True
 
@@ -382,8 +384,8 @@ MUTANTS = {
     ComesBackFromNothing: "_swap",
     KeepsCpuBlocks: "_swapped_release",
     AForkHasTheParentsRow: "_fork",
-    AForkIsNotCopied: "_reads_what_it_wrote",
-    WritesToSharedBlocks: "_reads_what_it_wrote",
+    AForkIsNotCopied: "_fork",
+    WritesToSharedBlocks: "_fork",
     CopiesTheWrongWay: "_reads_what_it_wrote",
     ComesBackBackwards: "_swap",
     FindsAll: "_found",

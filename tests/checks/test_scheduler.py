@@ -373,6 +373,11 @@ MUTANTS = {
         "undone = step.work.pop(seq.seq_id, None)",
         "undone = step.work.get(seq.seq_id)",
     ),
+    "work_by_request": (
+        "_admission",
+        "            step.work[seq.seq_id] = Work(seq, start, start + count)\n",
+        "            step.work[seq.request_id] = Work(seq, start, start + count)\n",
+    ),
     "a_victim_without_work_gives_a_token_back": (
         "_budget",
         "return undone.count if undone else 0",
