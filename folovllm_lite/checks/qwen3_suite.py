@@ -367,9 +367,15 @@ def _required(p: SimpleNamespace) -> None:
         ("hidden_size", -6),
         ("vocab_size", "11"),
         ("intermediate_size", 2.5),
+        ("num_key_value_heads", True),
+        ("num_hidden_layers", 2**31),
     ):
         call = lambda n=name, v=value: read({**_HF, n: v})  # noqa: E731
         expect_error(f"{name} {value!r}", call, ValueError, name, repr(value))
+    sizes = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    made = read({**_HF, **dict.fromkeys(sizes, 1)})
+    got = [made.num_layers, made.num_heads, made.num_kv_heads]
+    expect(f"1 for {', '.join(sizes)}", got, [1, 1, 1])
 
 
 @_SUITE.property(
@@ -398,7 +404,11 @@ def _no_sense(p: SimpleNamespace) -> None:
         ({"rope_scaling": {"type": "yarn", "factors": 2.0}}, "factors"),
         ({"rope_scaling": {"type": "yarn", "beta_fast": -1}}, "beta_fast", "-1"),
         ({"rope_scaling": {**_LLAMA3, "low_freq_factor": 4}}, "low_freq_factor"),
+        ({"rope_scaling": {"type": "yarn", "truncate": "no"}}, "truncate", "'no'"),
+        ({"rope_scaling": {**_LLAMA3, _TRAINED: 64.5}}, _TRAINED, "64.5"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings", "'no'"),
+        ({"mlp_bias": None}, "mlp_bias", "None"),
+        ({"architectures": "Qwen3ForCausalLM"}, "architectures"),
     ):
         call = lambda hf={**_HF, **change}: p.Qwen3Config.from_hf(hf)  # noqa: E731
         expect_error(str(change)[:80], call, ValueError, *words)
@@ -551,6 +561,7 @@ def _rope_linear(p: SimpleNamespace) -> None:
     expect("the scale", _scale(p, rope_scaling=rope), 1.0)
 
 
+_TRAINED = "original_max_position_embeddings"
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
