@@ -15,7 +15,7 @@ from folovllm_lite import generation as package
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail, plain
 from folovllm_lite.checks.tiny import Letters, tiny_config
-from folovllm_lite.processor import TokenTexts
+from folovllm_lite.processor import OutputBuilder, TokenTexts
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
 from folovllm_lite.request import Request, SequenceStatus
 from folovllm_lite.sampler import SamplerOutput, SamplingRow, gather_logprobs, sample
@@ -27,7 +27,7 @@ _SUITE = generation = Suite(
 
     `checks.generation(generate=mine)` judges one function, `checks.generation(module)`
     all of a module. The engine of notebook 09 is judged as `LLM`, against the
-    package's.
+    package's, and its first loop as `one_completion`.
     """,
 )
 _PROMPT = [5, 9, 3]
@@ -200,7 +200,8 @@ def _both(
 ) -> Iterator[tuple[str, Any]]:
     """What was called, and what came out: of generate, then of Generation.
 
-    A piece that is the package's own is left out where the other is judged.
+    A piece that is the package's own is left out where the other is judged, or
+    one_completion, which the package doesn't have.
     """
     shown = f"{prompt}, {_shown(params)}"
     options: dict[str, Any] = {}
@@ -209,13 +210,16 @@ def _both(
         shown += f", eos_token_ids={eos}"
     if noise is not None:
         options["generator"], state = noise, noise.get_state()
-    both = ("generate", "Generation")
-    given = [name for name in both if getattr(p, name) is not getattr(package, name)]
+    both, own = ("generate", "Generation"), vars(package)
+    given = [name for name in both if getattr(p, name) is not own[name]]
+    given += ["one_completion"] if hasattr(p, "one_completion") else []
     for name in given or both:
         asked = SamplingParams(**params)
         _model().since()
         if name == "generate":
             made = p.generate(_model(), _letters(eos), list(prompt), asked, **options)
+        elif name == "one_completion":
+            made = _one_completion(p, list(prompt), asked, eos)
         else:
             job = _job(p, list(prompt), asked, **options)
             list(_steps(job))
@@ -225,11 +229,26 @@ def _both(
             noise.set_state(state)
 
 
+def _one_completion(
+    p: SimpleNamespace, prompt: list[int], asked: SamplingParams, eos: tuple[int, ...]
+) -> Any:
+    """What came out of one_completion, in the form of the others."""
+    texts = TokenTexts(_letters(eos))
+    builder = p.one_completion(_model(), texts, prompt, asked, eos)
+    if not isinstance(builder, OutputBuilder):
+        fail("what one_completion returns", type(builder).__name__, "the OutputBuilder")
+    ended = builder.finish_reason is not None
+    return SimpleNamespace(outputs=[builder.output(0)], finished=ended)
+
+
 # ----- which tokens
 
 
 @_SUITE.property(
-    "generate", "Generation", hint="logits of the newest position, and the cache's past"
+    "generate",
+    "Generation",
+    "one_completion",
+    hint="logits of the newest position, and the cache's past",
 )
 def _greedy(p: SimpleNamespace) -> None:
     """At temperature 0 every token is the likeliest after all tokens before it."""
@@ -237,6 +256,26 @@ def _greedy(p: SimpleNamespace) -> None:
         wanted = _plain(prompt, temperature=0, max_tokens=count)
         for given, got in _both(p, prompt, temperature=0, max_tokens=count):
             expect(f"{given}: token_ids", got.outputs[0].token_ids, wanted)
+
+
+@_SUITE.property(
+    "one_completion", hint="the row keeps a list of tokens: who makes that one longer?"
+)
+def _row_grows(p: SimpleNamespace) -> None:
+    """Penalties see every token that was generated, and the log-probabilities add
+    up.
+    """
+    params = {"max_tokens": 8, "frequency_penalty": 2.0, "presence_penalty": 2.0}
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        wanted = _plain(_PROMPT, **params)
+        torch.manual_seed(1)
+        for given, got in _both(p, _PROMPT, **params):
+            output = got.outputs[0]
+            given = f"torch.manual_seed(1), {given}"
+            expect(f"{given}: token_ids", output.token_ids, wanted)
+            total = [output.cumulative_logprob]
+            _close(f"{given}: cumulative_logprob", total, [_sum(_PROMPT, wanted)])
 
 
 @_SUITE.property(
@@ -320,7 +359,10 @@ def _company(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "generate", "Generation", hint="the stop token belongs to the tokens, not the text"
+    "generate",
+    "Generation",
+    "one_completion",
+    hint="the stop token belongs to the tokens, not the text",
 )
 def _stop_token(p: SimpleNamespace) -> None:
     """A stop token ends a completion: it is the last of the tokens, its text is left
@@ -341,7 +383,10 @@ def _stop_token(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "generate", "Generation", hint="who looks at the text knows; ask after every token"
+    "generate",
+    "Generation",
+    "one_completion",
+    hint="who looks at the text knows; ask after every token",
 )
 def _stop_string(p: SimpleNamespace) -> None:
     """A stop string ends a completion as soon as it is complete, and the text ends
@@ -359,7 +404,10 @@ def _stop_string(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "generate", "Generation", hint="eos_token_ids end a text unless ignore_eos is set"
+    "generate",
+    "Generation",
+    "one_completion",
+    hint="eos_token_ids end a text unless ignore_eos is set",
 )
 def _eos(p: SimpleNamespace) -> None:
     """The end-of-sequence token ends it with stop_reason None; ignore_eos goes on past
@@ -382,6 +430,7 @@ def _eos(p: SimpleNamespace) -> None:
 @_SUITE.property(
     "generate",
     "Generation",
+    "one_completion",
     hint="the sampler needs to know every token that would end",
 )
 def _min_tokens(p: SimpleNamespace) -> None:
@@ -398,7 +447,10 @@ def _min_tokens(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "generate", "Generation", hint="max_tokens counts what is generated, not the prompt"
+    "generate",
+    "Generation",
+    "one_completion",
+    hint="max_tokens counts what is generated, not the prompt",
 )
 def _max_tokens(p: SimpleNamespace) -> None:
     """max_tokens ends it with finish_reason "length"; at the last place a stop token
@@ -443,6 +495,7 @@ def _no_limit(p: SimpleNamespace) -> None:
 @_SUITE.property(
     "generate",
     "Generation",
+    "one_completion",
     hint="what has been run is in the cache; what follows the last token, nobody asks",
 )
 def _each_once(p: SimpleNamespace) -> None:
@@ -521,7 +574,10 @@ def _uneven_ends(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "generate", "Generation", hint="@torch.inference_mode() over what runs the model"
+    "generate",
+    "Generation",
+    "one_completion",
+    hint="@torch.inference_mode() over what runs the model",
 )
 def _inference(p: SimpleNamespace) -> None:
     """Nothing is recorded for training, though the weights would allow it."""

@@ -513,6 +513,101 @@ GENERATE = {
 }
 
 
+# ----- the first loop of the notebook
+
+
+@torch.inference_mode()
+def _run(model, token_ids, cache):
+    hidden = model(torch.tensor(token_ids), cache.step(len(token_ids)))
+    cache.advance(len(token_ids))
+    return model.logits(hidden[-1:])
+
+
+def _first_loop(
+    run=_run, row_tokens=lambda tokens: tokens, row_stops=lambda stops: stops,
+    ends=lambda ends: ends, newest=lambda new, builder: new[-1:],
+    over=lambda builder: builder.finish_reason, text=lambda prompt: prompt,
+):  # fmt: skip
+    """The notebook's one_completion, with one of its parts changed."""
+
+    def one_completion(model, texts, ids, params, eos):
+        builder = OutputBuilder(texts, text(ids), params, ends(eos), params.max_tokens)
+        tokens, stops = builder.token_ids, builder.stop_token_ids
+        row = SamplingRow(params, ids, row_tokens(tokens), row_stops(stops))
+        cache = ContiguousKVCache(model.config, 99)
+        new = list(ids)
+        while not over(builder):
+            chosen = sample(run(model, new, cache), [row])
+            builder.append(chosen.token_ids.item(), chosen.logprobs.item())
+            new = newest(builder.token_ids, builder)
+        return builder
+
+    return one_completion
+
+
+def _without_a_cache(model, token_ids, cache):
+    return _run(model, token_ids, ContiguousKVCache(model.config, 99))
+
+
+def _once_more(model, token_ids, cache):
+    logits = _run(model, token_ids, cache)
+    model(torch.tensor(token_ids[:1]), cache.step(1))
+    return logits
+
+
+def _with_gradients(model, token_ids, cache):
+    hidden = model(torch.tensor(token_ids), cache.step(len(token_ids)))
+    cache.advance(len(token_ids))
+    return model.logits(hidden[-1:])
+
+
+def _never_advanced(model, token_ids, cache):
+    return model.logits(model(torch.tensor(token_ids), cache.step(len(token_ids)))[-1:])
+
+
+def gives_the_text(*args):
+    return _first_loop()(*args).text
+
+
+def runs_the_last_token(model, texts, ids, params, eos):
+    builder = _first_loop()(model, texts, ids, params, eos)
+    cache = ContiguousKVCache(model.config, 99)
+    model(torch.tensor(builder.token_ids[-1:]), cache.step(1))
+    return builder
+
+
+FIRST_LOOP = {
+    "the_row_has_a_copy": (_first_loop(row_tokens=list), "Penalties see every token"),
+    "the_row_knows_no_end": (_first_loop(row_stops=lambda _: ()), "Before min_tokens"),
+    "no_end_token": (_first_loop(ends=lambda _: ()), "The end-of-sequence token"),
+    "the_prompt_again": (
+        _first_loop(newest=lambda new, b: b.token_ids), "At temperature 0"),
+    "without_a_cache": (_first_loop(run=_without_a_cache), "At temperature 0"),
+    "never_advanced": (_first_loop(run=_never_advanced), "At temperature 0"),
+    "a_pass_too_many": (_first_loop(run=_once_more), "Every token is run once"),
+    "runs_the_last_token": (runs_the_last_token, "Every token is run once"),
+    "with_gradients": (_first_loop(run=_with_gradients), "Nothing is recorded"),
+    "max_tokens_alone_ends_it": (
+        _first_loop(over=lambda b: len(b.token_ids) >= b._max_tokens), "A stop token"),
+    "gives_the_text": (gives_the_text, "At temperature 0"),
+}  # fmt: skip
+
+
+def test_the_first_loop_passes(capsys):
+    checks.generation(one_completion=_first_loop())
+    assert "All 9 properties hold." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", FIRST_LOOP)
+def test_a_wrong_first_loop_is_rejected(name, capsys):
+    mutant, words = FIRST_LOOP[name]
+    with pytest.raises(checks.CheckFailed, match="don't hold"):
+        checks.generation(one_completion=mutant)
+    out = capsys.readouterr().out
+    wrong = [line for line in out.splitlines() if line.startswith("✗")]
+    assert any(words in line for line in wrong), out
+
+
 # ----- mutants of RequestState
 
 
@@ -558,19 +653,20 @@ class RowIsTheIndex(RequestState):
 
 
 class AllOfTheBatchsCandidates(RequestState):
-    def _candidates(self, chosen, row, count):
-        return super()._candidates(chosen, row, chosen.top_token_ids.shape[1])
+    def _candidates(self, chosen, row, count, before):
+        count = chosen.top_token_ids.shape[1]
+        return super()._candidates(chosen, row, count, before)
 
 
 class ChosenComesLast(RequestState):
-    def _candidates(self, chosen, row, count):
-        found = super()._candidates(chosen, row, count)
+    def _candidates(self, chosen, row, count, before):
+        found = super()._candidates(chosen, row, count, before)
         return dict(sorted(found.items(), key=lambda item: item[1].rank))
 
 
 class ChosenIsMissing(RequestState):
-    def _candidates(self, chosen, row, count):
-        found = super()._candidates(chosen, row, count)
+    def _candidates(self, chosen, row, count, before):
+        found = super()._candidates(chosen, row, count, before)
         return dict(list(found.items())[-count:]) if count else found
 
 
