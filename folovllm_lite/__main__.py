@@ -95,9 +95,9 @@ def _checked(text: str, what: str) -> str:
 
 
 def _decoded(data: bytes, what: str) -> str:
-    """Bytes from a pipe as text: UTF-8 on every system."""
+    """Bytes from a pipe as text: UTF-8, and no carriage returns, on every system."""
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise CommandError(
             f"{what} isn't UTF-8: byte {error.start + 1} is 0x{data[error.start]:02x}"
@@ -146,6 +146,13 @@ def _message(error: BaseException) -> str:
     return words if len(words) <= 1000 else f"{words[:600]} … {words[-200:]}"
 
 
+def _open_streams() -> None:
+    """Open those for which Python has None, as the caller has closed them (`>&-`)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+
+
 class _Losses:
     """Characters that the output's encoding doesn't have: shown as ?, and counted."""
 
@@ -184,9 +191,7 @@ def _lab_command(commands: Any) -> None:
         "notebook", nargs="?", default="00", help="like 03 or 03_sampler (default: 00)"
     )
     parser.add_argument("jupyter", nargs="*", help="after --: arguments for JupyterLab")
-    parser.add_argument(
-        "--folder", type=Path, help="where your copies are (default: my)"
-    )
+    parser.add_argument("--folder", help="where your copies are (default: my)")
     parser.add_argument(
         "--again",
         action="store_true",
@@ -198,16 +203,19 @@ def _lab_command(commands: Any) -> None:
 def _lab(args: argparse.Namespace) -> None:
     from folovllm_lite import lab
 
-    copies = args.folder or lab.COPIES
     try:
+        copies = lab.folder(args.folder)
         if not args.again:
             lab.start(args.notebook, copies, args.jupyter)
             return
         aside = lab.begin_again(args.notebook, copies=copies)
     except lab.LabError as error:
         raise CommandError(str(error)) from error
+    name = lab.find(args.notebook, lab.COURSE)
     kept = f"; yours is now {aside.name}, beside it" if aside else ""
-    print(f"{lab.find(args.notebook, lab.COURSE)} is as in the course again{kept}.")
+    print(f"{name} is as in the course again{kept}.")
+    if name in lab.read_record(copies, lab.WORKBOOK):
+        print(f"With its blanks again: {lab.typed('workbook', copies)}")
 
 
 # ----- generate and chat
@@ -427,11 +435,9 @@ def _mine_command(commands: Any) -> None:
     parser = commands.add_parser(
         "mine", help="an engine of what you wrote: assembled, judged and run"
     )
+    parser.add_argument("folder", nargs="?", help="of your notebooks (default: my)")
     parser.add_argument(
-        "folder", nargs="?", type=Path, help="of your notebooks (default: my)"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="where my_engine is written (default: that folder)"
+        "--out", help="where my_engine is written (default: that folder)"
     )
     parser.add_argument(
         "--with",
@@ -447,10 +453,11 @@ def _mine_command(commands: Any) -> None:
 def _mine(args: argparse.Namespace) -> int:
     from folovllm_lite import lab, mine
 
-    folder = args.folder or lab.COPIES
     try:
-        return mine.run(folder, args.out or folder, args.plugged)
-    except mine.MineError as error:
+        folder = lab.folder(args.folder)
+        out = folder if args.out is None else lab.folder(args.out)
+        return mine.run(folder, out, args.plugged)
+    except (lab.LabError, mine.MineError) as error:
         raise CommandError(str(error)) from error
 
 
@@ -458,15 +465,15 @@ def _workbook_command(commands: Any) -> None:
     parser = commands.add_parser(
         "workbook", help="the course to write: what is yours in it is blank"
     )
-    parser.add_argument("--out", type=Path, help="where it is written (default: my)")
+    parser.add_argument("--out", help="where it is written (default: my)")
     parser.set_defaults(run=_workbook)
 
 
 def _workbook(args: argparse.Namespace) -> None:
     from folovllm_lite import lab, mine
 
-    out = args.out or lab.COPIES
     try:
+        out = lab.folder(args.out)
         written, kept = mine.write(out)
     except lab.LabError as error:
         raise CommandError(str(error)) from error
@@ -594,6 +601,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, 1 for a request that was aborted or a piece of a learner's
         that fails, 2 for a mistake, 130 for Ctrl-C.
     """
+    _open_streams()
     parser = _parser()
     args = parser.parse_args(argv)
     # A progress bar of the Hub's client or a warning about it would stand in the story.

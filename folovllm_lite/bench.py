@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import torch
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -48,8 +49,22 @@ class Result:
     others: float = 0.0
 
 
-def _prompts(llm: LLM, count: int, tokens: int) -> list[list[int]]:
-    """`count` different prompts of exactly `tokens` token ids."""
+def _prompts(llm: LLM, count: int, tokens: int, new: int) -> list[list[int]]:
+    """`count` different prompts of exactly `tokens` token ids.
+
+    Raises:
+        ValueError: with `new` tokens after them they are too long, or too many.
+    """
+    longest = llm.llm_engine.max_model_len
+    if tokens + new > longest:
+        raise ValueError(
+            f"max_model_len is {longest}, but {tokens} prompt tokens and {new} new "
+            f"ones are {tokens + new}"
+        )
+    if 64 * count * tokens > psutil.virtual_memory().available:  # as Python's ints
+        raise ValueError(
+            f"{count} prompts of {tokens} tokens don't fit into this machine's memory"
+        )
     generator = torch.Generator().manual_seed(0)
     vocabulary = llm.model.config.vocab_size
     # Ids from 10 up: the first few are often special tokens.
@@ -147,10 +162,10 @@ def run(llm: LLM, args: argparse.Namespace) -> Result:
 
 
 def _run(llm: LLM, args: argparse.Namespace, folder: str) -> Result:
-    prompts = _prompts(llm, args.requests, args.prompt_tokens)
+    disable_progress_bar()  # of a peer's loading, which would stand among ours
+    prompts = _prompts(llm, args.requests, args.prompt_tokens, args.max_tokens)
     engines = [(Measured("folovllm_lite"), lambda n: _ours(llm, prompts, n))]
     if args.peer == "transformers":
-        disable_progress_bar()  # of loading, which would stand among ours
         peer, _ = get_model_and_tokenizer(llm.model_config, llm.device)
         engines.append(
             (Measured("transformers"), lambda n: _transformers(peer, prompts, n))

@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,6 +21,7 @@ COURSE = ROOT / "notebooks"
 # Beside notebooks/, so that links like ../docs lead to the same place.
 COPIES = ROOT / "my"
 RECORD = ".course.json"  # what each copy was made from
+WORKBOOK = ".workbook.json"  # what each notebook with blanks was when it was written
 
 
 class LabError(Exception):
@@ -48,11 +51,33 @@ class Update:
         made: copied for the first time.
         renewed: the course has a newer version, and the learner hadn't changed theirs.
         behind: the course has a newer version, but the learner changed theirs.
+        blank: likewise, but theirs is of the workbook, and as it was written.
     """
 
     made: list[str]
     renewed: list[str]
     behind: list[str]
+    blank: list[str] = field(default_factory=list)
+
+
+def folder(named: str | None) -> Path:
+    """Where the copies are to be, as a learner names it; None is `COPIES`.
+
+    Raises:
+        LabError: no name, or where the course's own notebooks are.
+    """
+    if named is None:
+        return COPIES
+    if not named.strip():
+        raise LabError("the folder of your copies has no name")
+    try:
+        path = Path(named).expanduser()  # not every shell does it in COPIES=~/my
+    except RuntimeError as error:
+        raise LabError(f"{named}: {error}") from error
+    here = path.resolve()
+    if COURSE in (here, *here.parents) or here == ROOT:
+        raise LabError(f"{named} holds the course itself: name another folder")
+    return path
 
 
 def update(course: Path = COURSE, copies: Path = COPIES) -> Update:
@@ -67,7 +92,7 @@ def update(course: Path = COURSE, copies: Path = COPIES) -> Update:
             f"there are no notebooks in {course}: they come with the repository, not "
             "with the package. Clone it and start there"
         )
-    record = read_record(copies)
+    record, blanks = read_record(copies), read_record(copies, WORKBOOK)
     result = Update([], [], [])
     for name in names:
         data, copy = (course / name).read_bytes(), copies / name
@@ -87,7 +112,8 @@ def update(course: Path = COURSE, copies: Path = COPIES) -> Update:
             elif then:
                 # The record goes on telling what the learner's version came from.
                 if then["cells"] != now["cells"]:
-                    result.behind.append(name)
+                    untouched = mine and mine == blanks.get(name, {}).get("cells")
+                    (result.blank if untouched else result.behind).append(name)
                 continue
         record[name] = now
     write_record(copies, record)
@@ -113,6 +139,8 @@ def begin_again(name: str, course: Path = COURSE, copies: Path = COPIES) -> Path
     record = read_record(copies)
     if copy.exists():
         known = {entry(data)["cells"], record.get(found, {}).get("cells")}
+        known.add(read_record(copies, WORKBOOK).get(found, {}).get("cells"))
+        known.discard(None)  # of no record, and of a copy that is no notebook
         if cells(copy.read_bytes()) not in known:
             count = 1
             while (aside := copy.with_name(f"{copy.stem}-old-{count}.ipynb")).exists():
@@ -214,21 +242,50 @@ def report(done: Update, copies: Path = COPIES) -> list[str]:
     """An update in words."""
     folder, lines = _shown(copies), []
     if done.made:
-        lessons = [name for name in done.made if "/" not in name]
+        solutions = sum("/" in name for name in done.made)
+        new = [
+            f"{count} {what}" if count == 1 else f"{count} {what}s"
+            for what, count in (
+                ("notebook", len(done.made) - solutions),
+                ("solution", solutions),
+            )
+            if count
+        ]
         lines.append(
-            f"{folder}/ has your own copy of {len(lessons)} notebooks and their "
-            "solutions: run and change them as you like."
+            f"{folder}/ has your own copy of {' and '.join(new)}: run and change them "
+            "as you like."
         )
     lines += [
         f"{folder}/{name} is now the course's newer version." for name in done.renewed
     ]
+    if done.blank:
+        stems = ", ".join(name.removesuffix(".ipynb") for name in done.blank)
+        lines.append(
+            f"The course has newer blanks of {stems}: {typed('workbook', copies)}"
+        )
     for name in done.behind:
         stem = name.removesuffix(".ipynb")
         lines.append(
             f"The course has a newer {stem}; you changed yours, so it stays. To begin "
-            f"it again (yours is put aside): make again NOTEBOOK={stem}"
+            f"it again (yours is put aside): {typed('again', copies, stem)}"
         )
     return lines
+
+
+def typed(target: str, copies: Path = COPIES, notebook: str = "") -> str:
+    """How a learner types `make workbook` or `make again` on this system."""
+    there = "" if copies.resolve() == COPIES else str(copies)
+    if sys.platform == "win32":  # there is no make
+        command, option = {
+            "workbook": ("workbook", "--out"),
+            "again": ("lab --again", "--folder"),
+        }[target]
+        words = ["python -m folovllm_lite", command, notebook]
+        words += [option, f'"{there}"'] if there else []
+    else:
+        words = ["make", target, notebook and f"NOTEBOOK={notebook}"]
+        words += [f"COPIES={shlex.quote(there)}"] if there else []
+    return " ".join(word for word in words if word)
 
 
 def _names(folder: Path) -> list[str]:

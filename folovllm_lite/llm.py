@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,12 +174,19 @@ def _parts(
                 f"there is no memory for a KV cache: one block of {size} tokens takes "
                 f"{block_bytes} bytes"
             )
-    free = PrefixCache(num_blocks, size) if cache.enable_prefix_caching else None
-    memory = BlockManager(num_blocks, size, free, num_swap_blocks)
     graphs = device.type == "cuda" and not enforce_eager and gpu.can_record()
-    pool = PagedKVCache(
-        model.config, num_blocks + graphs, size, dtype, device, num_swap_blocks
-    )
+    try:
+        pool = PagedKVCache(
+            model.config, num_blocks + graphs, size, dtype, device, num_swap_blocks
+        )
+        free = PrefixCache(num_blocks, size) if cache.enable_prefix_caching else None
+        memory = BlockManager(num_blocks, size, free, num_swap_blocks)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        raise ValueError(
+            f"there is no memory for {num_blocks} blocks of the KV cache on {device} "
+            f"and {num_swap_blocks} to swap to, of {block_bytes} bytes each: set "
+            "num_gpu_blocks_override or swap_space lower"
+        ) from error
     chunked = plan.enable_chunked_prefill
     scheduler = Scheduler(
         plan,
@@ -267,7 +274,7 @@ class _Watchers:
 
     def step(self) -> bool:
         """Compute a step, and let them know; whether it has changed anything."""
-        with _usual_device(), fast.for_a_step(self.engine.model):
+        with _usual_defaults(), fast.for_a_step(self.engine.model):
             changed = self.engine.compute()
         for state in changed:
             if state.request.request_id in self.known:
@@ -357,7 +364,7 @@ class LLM:
         config = EngineConfig(self.model_config, cache_config, scheduler_config)
         path = resolve_checkpoint(self.model_config.model)
         self._default_params = default_sampling_params(path)
-        with _usual_device():
+        with _usual_defaults():
             self.llm_engine = make_engine(config, device, quantization, enforce_eager)
         self._watchers = _Watchers(self.llm_engine)
 
@@ -562,10 +569,23 @@ def _check_options(quantization: str | None, enforce_eager: bool) -> None:
         raise TypeError(f"enforce_eager must be True or False, got {enforce_eager!r}")
 
 
-def _usual_device() -> AbstractContextManager:
-    """Undo `torch.set_default_device` for a while: the parts name their devices."""
+@contextmanager
+def _usual_defaults() -> Iterator[None]:
+    """Undo `torch.set_default_device` and `set_default_dtype` for a while.
+
+    The parts name their devices and the model's dtype; other numbers are float32.
+    """
+    device, dtype = torch.get_default_device(), torch.get_default_dtype()
     usual = torch.device("cpu")
-    return nullcontext() if torch.get_default_device() == usual else usual
+    with nullcontext() if device == usual else usual:
+        if dtype == torch.float32:
+            yield
+            return
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def _as_list(prompts: Prompt | list[Prompt]) -> list[Prompt]:

@@ -25,7 +25,6 @@ from folovllm_lite.mine.pieces import (
     names_of,
 )
 
-_RECORD = ".workbook.json"  # what each notebook was when it was written
 _NOTE = """\
 > **The writing form.** Some definitions are blank: they are yours. Write each where it
 > says so, and run the cell with `checks` below it. Later notebooks import the finished
@@ -185,7 +184,7 @@ def write(out: Path = lab.COPIES, course: Path = lab.COURSE) -> tuple[list, list
     names = sorted(path.name for path in course.glob("[0-9][0-9]_*.ipynb"))
     if not names:
         raise lab.LabError(f"there are no notebooks in {course}")
-    record = lab.read_record(out, _RECORD)
+    record = lab.read_record(out, lab.WORKBOOK)
     copies = lab.read_record(out)
     written, kept = [], []
     for name in names:
@@ -195,12 +194,14 @@ def write(out: Path = lab.COPIES, course: Path = lab.COURSE) -> tuple[list, list
         if file.exists():
             known = {lab.cells(data), copies.get(name, {}).get("cells")}
             known.add(record.get(name, {}).get("cells"))
+            known.discard(None)  # of no record, and of a file that is no notebook
             if lab.cells(file.read_bytes()) not in known:
                 kept.append(name)
                 continue
         made = (text + "\n").encode()
         lab.write(file, made)
-        record[name] = lab.entry(made)
+        record[name], copies[name] = lab.entry(made), lab.entry(data)
         written.append(name)
-    lab.write_record(out, record, _RECORD)
+    lab.write_record(out, record, lab.WORKBOOK)
+    lab.write_record(out, copies)
     return written, kept

@@ -39,11 +39,13 @@ def visible(text: str) -> str:
     r"""A text whose control characters are spelled out, "\x1b"; line breaks stay.
 
     A terminal would obey them, and an SVG that holds one can't be read. What a model
-    writes and what a checkpoint calls its tensors may hold any, half characters too.
+    writes and what a checkpoint calls its tensors may hold any, half characters and
+    the two that XML forbids (U+FFFE, U+FFFF) too.
     """
     return "".join(
         f"\\x{ord(c):02x}"
-        if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"
+        if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t")
+        or c in "\ufffe\uffff"
         else c
         for c in text
     )

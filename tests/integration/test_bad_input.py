@@ -321,6 +321,20 @@ def test_a_device_that_is_not_there(path, monkeypatch):
         LLM(str(path), device="tpu9")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_gpu_blocks_override": 10**12},
+        {"num_gpu_blocks_override": 2**62},
+        {"swap_space": 2**32, "preemption_mode": "swap"},
+    ],
+)
+def test_a_pool_that_no_machine_holds(path, options):
+    """It once was a MemoryError without a word."""
+    with pytest.raises(ValueError, match="no memory for [0-9]+ blocks.*swap_space"):
+        LLM(str(path), device="cpu", **options)
+
+
 @pytest.mark.parametrize("said", [None, "0", ""])
 def test_a_max_model_len_beyond_the_model(path, monkeypatch, said):
     name = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"

@@ -470,6 +470,21 @@ def test_chat_takes_vllms_keywords(embedded_llm):
         embedded_llm.stream("Once", greedy, tools=[])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_default_dtype_of_the_users_changes_nothing(embedded_llm, dtype):
+    """A penalty once aborted its request: its numbers were of that dtype."""
+    params = SamplingParams(seed=1, repetition_penalty=1.2, presence_penalty=1.0)
+    wanted = embedded_llm.generate("Once", params)[0].outputs[0].token_ids
+    torch.set_default_dtype(dtype)
+    try:
+        for llm in (embedded_llm, LLM(device="cpu")):
+            made = llm.generate("Once", params)[0]
+            assert made.outputs[0].token_ids == wanted
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_default_device_of_the_users_changes_nothing(embedded_llm):
     params = SamplingParams(seed=1, repetition_penalty=1.2, min_tokens=3, logprobs=2)
     wanted = embedded_llm.generate("Once", params)[0].outputs[0].token_ids

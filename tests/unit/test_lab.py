@@ -5,6 +5,7 @@ import json
 import pytest
 
 from folovllm_lite import lab
+from folovllm_lite.__main__ import main
 from tests.notebooks.course import NOTEBOOKS, ROOT
 from tests.notebooks.made_up import code, markdown, notebook
 
@@ -53,7 +54,14 @@ def test_the_first_start_copies_lessons_and_solutions(course, tmp_path):
     for name in done.made:
         assert (tmp_path / "my" / name).read_bytes() == (course / name).read_bytes()
     (line,) = lab.report(done, tmp_path / "my")
-    assert "copy of 2 notebooks and their solutions" in line
+    assert "copy of 2 notebooks and 1 solution:" in line
+
+
+def test_what_is_made_is_counted(tmp_path):
+    """After a deletion it once spoke of 1 notebooks, or of 0 and their solutions."""
+    for made, words in (([NAME], "copy of 1 notebook:"), ([SOLUTION], "1 solution:")):
+        (line,) = lab.report(lab.Update(made, [], []), tmp_path)
+        assert words in line
 
 
 def test_a_second_start_changes_nothing(course, mine):
@@ -74,6 +82,17 @@ def test_what_the_learner_changed_stays(course, mine):
         assert (mine / NAME).read_bytes() == kept
     (line,) = lab.report(done, mine)
     assert "newer 03_sampler" in line and "make again NOTEBOOK=03_sampler" in line
+
+
+def test_what_to_type_names_the_folder_and_suits_the_system(tmp_path, monkeypatch):
+    copies = tmp_path / "my copies"
+    assert lab.typed("again", notebook="03") == "make again NOTEBOOK=03"
+    assert lab.typed("workbook", copies) == f"make workbook COPIES='{copies}'"
+    monkeypatch.setattr(lab.sys, "platform", "win32")  # without make
+    assert lab.typed("workbook") == "python -m folovllm_lite workbook"
+    assert lab.typed("again", copies, "03") == (
+        f'python -m folovllm_lite lab --again 03 --folder "{copies}"'
+    )
 
 
 @pytest.mark.parametrize("ran", [False, True])
@@ -115,6 +134,15 @@ def test_a_copy_that_is_no_notebook_is_kept(course, mine, text):
     write(course, markdown("# 03"), code("x = 10"))
     assert lab.update(course, mine).behind == [NAME]
     assert (mine / NAME).read_bytes() == text.encode("latin-1")
+
+
+def test_a_copy_that_is_no_notebook_is_put_aside(course, tmp_path):
+    """Without a record it once was taken for what the course had, and was lost."""
+    broken = tmp_path / "my" / NAME
+    broken.parent.mkdir()
+    broken.write_text("{cut off", encoding="utf-8")
+    aside = lab.begin_again("03", course, tmp_path / "my")
+    assert aside.read_text(encoding="utf-8") == "{cut off"
 
 
 @pytest.mark.parametrize("record", ["", "[]", '{"03_sampler.ipynb": 1}', None])
@@ -178,6 +206,37 @@ def test_without_the_repository_it_says_where_the_notebooks_are(tmp_path):
     with pytest.raises(lab.LabError, match="come with the repository"):
         lab.update(tmp_path / "nowhere", tmp_path / "my")
     assert not (tmp_path / "my").exists()
+
+
+@pytest.mark.parametrize("command", [["lab", "--again", "03"], ["workbook"]])
+@pytest.mark.parametrize(
+    "named", ["", " ", ".", "notebooks", "notebooks/../notebooks/x"]
+)
+def test_the_course_itself_is_no_place_for_copies(
+    capsys, monkeypatch, tmp_path, command, named
+):
+    """COPIES=notebooks once wrote blanks over the course; COPIES= filled the clone."""
+    clone = tmp_path / "clone"
+    course = clone / "notebooks"
+    before = write(course, code("x = 1")).read_bytes()
+    monkeypatch.setattr(lab, "ROOT", clone)
+    monkeypatch.setattr(lab, "COURSE", course)
+    monkeypatch.chdir(clone)
+    option = "--out" if command == ["workbook"] else "--folder"
+    assert main([*command, option, named]) == 2
+    words = capsys.readouterr().err
+    assert ("has no name" if not named.strip() else "holds the course itself") in words
+    assert (course / NAME).read_bytes() == before
+    assert sorted(path.name for path in clone.rglob("*")) == [NAME, "notebooks"]
+
+
+def test_a_home_is_meant_by_a_tilde(monkeypatch, tmp_path):
+    """zsh leaves COPIES=~/my as it is, and a folder called ~ is a trap for rm."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert lab.folder("~/my") == tmp_path / "my"
+    with pytest.raises(lab.LabError, match="~nosuchuser"):
+        lab.folder("~nosuchuser/my")
 
 
 def test_a_folder_that_cannot_be_written(course, tmp_path):

@@ -264,6 +264,25 @@ def test_standard_input_is_utf8_on_every_system(capsys, checkpoint, monkeypatch,
     assert status == 0 and out.startswith(word.strip("\ufeff"))
 
 
+def test_windows_line_ends_are_line_ends(capsys, checkpoint, monkeypatch):
+    """The model once read every carriage return of a file from there."""
+    shown = []
+    for ends in (b"\n", b"\r\n"):
+        monkeypatch.setattr(sys, "stdin", Pipe(b"Once" + ends + b"upon" + ends))
+        words = ["generate", "-", "--model", checkpoint, "--max-tokens", "3"]
+        shown.append(run(capsys, *words, "--seed", "1")[1])
+    assert shown[0] == shown[1] and shown[0].startswith("Once\nupon")
+
+
+@pytest.mark.parametrize("command", [["generate", "Once"], ["generate", "-"], ["chat"]])
+def test_streams_that_the_caller_has_closed(command, checkpoint, monkeypatch):
+    """`<&- >&-` once was a traceback."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    words = [*command, "--model", checkpoint, "--max-tokens", "1"]
+    assert cli.main(words) == (2 if "-" in command else 0)
+
+
 @pytest.mark.parametrize("command", [["generate", "-"], ["chat"]])
 def test_standard_input_that_is_no_text(capsys, checkpoint, monkeypatch, command):
     monkeypatch.setattr(sys, "stdin", Pipe(b"Once\nup\xffon"))
@@ -476,7 +495,8 @@ def test_bench_does_the_same_work_on_both(peer, capsys, checkpoint):
     if peer == "ctranslate2":
         pytest.importorskip(peer)
     sizes = "--prompt-tokens 4 --max-tokens 6 --repeats 2 --requests 2".split()
-    status, out, _ = run(capsys, "bench", "--model", checkpoint, "--peer", peer, *sizes)
+    words = ["bench", "--model", checkpoint, "--peer", peer, *sizes]
+    status, out, err = run(capsys, *words)
     assert status == 0
     lines = out.splitlines()
     assert lines[0].startswith(
@@ -484,6 +504,21 @@ def test_bench_does_the_same_work_on_both(peer, capsys, checkpoint):
     )
     names = [line.split()[0] for line in lines[4:7]]
     assert names == ["folovllm_lite", peer, "ratio"]
+    assert "Loading" not in err, "the peer's own bar"
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ("--prompt-tokens 500 --max-tokens 13", "512, but 500 prompt tokens and 13"),
+        (f"--prompt-tokens {2**62}", f"but {2**62} prompt tokens"),
+        (f"--requests {10**30} --max-tokens 1", f"{10**30} prompts of 32 tokens"),
+    ],
+)
+def test_bench_refuses_what_is_too_large_at_once(capsys, checkpoint, sizes, message):
+    """It once gave the library's words, or began its progress bar first."""
+    status, _, err = run(capsys, "bench", "--model", checkpoint, *sizes.split())
+    assert status == 2 and message in err and len(err.splitlines()) == 1
 
 
 def test_a_peer_that_is_not_there_is_asked_for(capsys, checkpoint, monkeypatch):

@@ -566,6 +566,33 @@ def test_what_a_learner_changed_is_not_written_over(tmp_path, capsys):
     assert path.read_bytes() == before
 
 
+def test_newer_blanks_are_told_as_what_they_are(tmp_path, capsys):
+    """`make lab` once said of every blank that nobody had filled: you changed yours."""
+    course, copies = tmp_path / "notebooks", tmp_path / "my"
+    made = read(lessons()[3])
+    save(course / "03_sampler.ipynb", made)
+    mine.write(copies, course)
+    assert lab.update(course, copies) == lab.Update([], [], [])
+    made["cells"].append(made["cells"][0] | {"id": "new", "source": "Newer."})
+    save(course / "03_sampler.ipynb", made)
+    done = lab.update(course, copies)
+    assert done == lab.Update([], [], [], ["03_sampler.ipynb"])
+    (line,) = lab.report(done, copies)
+    assert f"newer blanks of 03_sampler: make workbook COPIES={copies}" in line
+    mine.write(copies, course)
+    assert lab.update(course, copies) == lab.Update([], [], [])
+    # To begin again puts nothing aside where nothing was written.
+    assert lab.begin_again("03", course, copies) is None
+    assert mine.write(copies, course) == (["03_sampler.ipynb"], [])
+
+
+def test_a_file_that_is_no_notebook_is_kept(tmp_path):
+    path = tmp_path / "03_sampler.ipynb"
+    path.write_text("{cut off", encoding="utf-8")
+    _, kept = mine.write(tmp_path)
+    assert kept == [path.name] and path.read_text(encoding="utf-8") == "{cut off"
+
+
 def test_no_course_to_write(tmp_path):
     with pytest.raises(lab.LabError, match="there are no notebooks"):
         mine.write(tmp_path, course=tmp_path)

@@ -91,6 +91,7 @@ STRANGE = (
     "$\\frac$",
     "$a_b$ and $",
     "\x00\x1b[2J",
+    "\ufffe\uffff",  # not in XML
     "\ud83c",
     "a\x0bb\tc",
     "<&>",
