@@ -89,6 +89,59 @@ def _refuses_short(p: SimpleNamespace, name: str, value: float) -> None:
     expect_error(call, lambda: _kept(p.SamplingParams, {name: value}), ValueError, name)
 
 
+# ----- what fits an annotation
+
+
+def _expect_fits(p: SimpleNamespace, annotation: Any, values: tuple, fit: bool) -> None:
+    shown = getattr(annotation, "__name__", "") if annotation in _PLAIN else annotation
+    for value in values:
+        got = p._fits(value, annotation)
+        if not isinstance(got, bool):
+            fail(f"_fits({value!r}, {shown})", repr(got), "True or False")
+        expect(f"_fits({value!r}, {shown})", got, fit)
+
+
+_PLAIN = (int, float, str, bool)
+
+
+@_SUITE.property("_fits", hint="to Python a bool is an int; an int passes as a float")
+def _fits_plain(p: SimpleNamespace) -> None:
+    """A value fits a plain annotation by its type: True is no number, and 1 no flag."""
+    for annotation, good, bad in (
+        (int, (0, -1, 2**70), (1.0, "1", None, [1], True, False)),
+        (float, (0.5, 1, math.nan), ("1", None, [1.0], True)),
+        (str, ("", "end"), (1, None, ["end"], b"end")),
+        (bool, (True, False), (0, 1, "yes", None)),
+    ):
+        _expect_fits(p, annotation, good, True)
+        _expect_fits(p, annotation, bad, False)
+
+
+@_SUITE.property("_fits", hint="get_args gives the parts of a union: one has to fit")
+def _fits_union(p: SimpleNamespace) -> None:
+    """Of a union one part has to fit."""
+    for annotation, good, bad in (
+        (int | None, (1, None), (1.0, "1", True)),
+        (float | None, (1, 0.5, None), ("1", True)),
+        (str | None, ("", None), (1, ["a"])),
+    ):
+        _expect_fits(p, annotation, good, True)
+        _expect_fits(p, annotation, bad, False)
+
+
+@_SUITE.property("_fits", hint="ask every item, and the items of a list in a union too")
+def _fits_list(p: SimpleNamespace) -> None:
+    """A list or tuple fits a list's annotation if each of its items fits the part."""
+    for annotation, good, bad in (
+        (list[int], ([], (), [1], (1, 2)), ("12", 1, None, [1, "2"], [True], [1.0])),
+        (list[str], (["a"], ("a", "b")), ("ab", ["a", 1], [None], {"a": 1}, {"a"})),
+        (list[int] | None, (None, [1]), ([None], [1, None], 1, "12")),
+        (str | list[str] | None, (None, "ab", ["a"]), (1, ["a", 1], [["a"]])),
+    ):
+        _expect_fits(p, annotation, good, True)
+        _expect_fits(p, annotation, bad, False)
+
+
 # ----- what is asked for when nothing is said, and by which names
 
 

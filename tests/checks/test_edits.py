@@ -34,7 +34,7 @@ SUITES = {
     config: ("ModelConfig", "CacheConfig", "SchedulerConfig", "EngineConfig",
              "check_vllm_options"),
     utils: ("set_random_seed", "get_device", "get_gpu_memory_info", "tensor_on"),
-    sampling_params: ("SamplingParams", "SamplingType"),
+    sampling_params: ("SamplingParams", "SamplingType", "_fits"),
     sampler: ("apply_min_p", "apply_top_k", "apply_top_p", "mask_stop_tokens",
               "apply_penalties", "filter_logits", "draw", "gather_logprobs",
               "check_logits", "sample"),
@@ -311,7 +311,17 @@ MUTANTS = {
         "        if name not", "Options of vLLM's pass"),
     "the_first_item_speaks_for_all": (
         sampling_params, "all(_fits(item, kinds[0]) for item in value)",
-        "all(_fits(item, kinds[0]) for item in value[:1])", "wrong type"),
+        "all(_fits(item, kinds[0]) for item in value[:1])", "each of its items"),
+    "a_union_is_its_first_part": (
+        sampling_params, "any(_fits(value, kind) for kind in kinds)",
+        "_fits(value, kinds[0])", "one part has to fit"),
+    "a_set_is_a_list": (
+        sampling_params, "isinstance(value, list | tuple)",
+        "isinstance(value, list | tuple | set)", "each of its items"),
+    "one_is_true": (
+        sampling_params, "    return isinstance(value, int | float if",
+        "    if annotation is bool:\n        return value in (0, 1)\n"
+        "    return isinstance(value, int | float if", "by its type"),
     "a_tiny_top_p_removes_all": (
         sampler, "    cut[..., 0] = False\n", "", "However small top_p"),
     "the_likeliest_of_the_batch": (
