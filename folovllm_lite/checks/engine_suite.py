@@ -110,7 +110,7 @@ class _Runner:
         self.cache.swap.fill_(0)  # nor what never arrived there, unseen: it is a number
         self.runner = Runner(model, self.cache)
         self.before: Any = None  # called with a step, once, before it is run
-        self.spoilt = ""  # the request whose hidden states are NaN
+        self.spoilt = ""  # the request, or its sequence, whose hidden states are NaN
 
     def run(self, step: Step) -> torch.Tensor:
         if self.before is not None:
@@ -119,7 +119,7 @@ class _Runner:
         hidden = self.runner.run(step).clone()
         first = 0
         for work in step.work.values():
-            if work.seq.request_id == self.spoilt:
+            if self.spoilt in (work.seq.request_id, work.seq.seq_id):
                 hidden[first : first + work.count] = math.nan
             first += work.count
         return hidden
@@ -757,6 +757,16 @@ def _bad_row(p: SimpleNamespace) -> None:
             got = _told(outputs[bad]) if bad in outputs else "nothing"
             expect(f"{given}: {bad}", got, [told])
             _same(made, given, {name: wanted[name] for name in wanted if name != bad})
+    made = _made(p)
+    for name, count in (("a", 2), ("b", 1)):
+        _add(made, name, n=count, seed=3)
+    made.step()
+    made.runner.spoilt = "a-0"
+    outputs = {output.request_id: output for output in made.step()}
+    given = "a has two completions, the numbers of its first are NaN"
+    reasons = [reason for _, reason in _told(outputs["a"])] if "a" in outputs else []
+    expect(f"{given}: finish_reason of both", reasons, ["abort", "abort"])
+    _same(made, given, {"b": _wanted(_PROMPTS["b"], seed=3)})
 
 
 @_SUITE.property("LLMEngine", hint="what may still be found of it?")

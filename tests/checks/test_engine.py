@@ -132,6 +132,11 @@ MUTANTS = {
         " SequenceStatus.SWAPPED]\n",
         "        seqs += step.preempted\n",
     ),
+    "an_aborted_ones_other_row_is_sampled": (
+        "_bad_row",
+        "                if not target[0].finished  # by another of its completions\n",
+        "",
+    ),
     "no_priority_is_a_low_one": (
         "_priorities",
         "        priority: int = 0,\n",
