@@ -23,10 +23,12 @@ from folovllm_lite.checks.memory_suite import memory
 from folovllm_lite.checks.model_loader_suite import model_loader
 from folovllm_lite.checks.outputs_suite import outputs
 from folovllm_lite.checks.paged_exercises_suite import paged_exercises
+from folovllm_lite.checks.paged_suite import paged
 from folovllm_lite.checks.prefix_cache_suite import prefix_cache
 from folovllm_lite.checks.processor_suite import processor
 from folovllm_lite.checks.qwen3_suite import qwen3
 from folovllm_lite.checks.request_suite import request
+from folovllm_lite.checks.runner_suite import runner
 from folovllm_lite.checks.sampler_suite import sampler
 from folovllm_lite.checks.sampling_params_suite import sampling_params
 from folovllm_lite.checks.scheduler_suite import scheduler
@@ -54,11 +56,13 @@ __all__ = [
     "memory",
     "model_loader",
     "outputs",
+    "paged",
     "paged_exercises",
     "prefix_cache",
     "processor",
     "qwen3",
     "request",
+    "runner",
     "sampler",
     "sampling_params",
     "scheduler",
