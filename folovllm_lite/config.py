@@ -222,8 +222,10 @@ class EngineConfig:
 # Options of vLLM's `LLM` that have no counterpart here, and the values by which they
 # say "off", "one" or "as usual": a script may spell these out, and nothing changes.
 _VLLM_OPTIONS: dict[str, tuple] = {
+    "allowed_local_media_path": ("",),
     "async_scheduling": (False, None),
     "compilation_config": (None, 0),
+    "convert": ("auto", "none"),
     "cpu_offload_gb": (0, 0.0),
     "data_parallel_size": (1,),
     "disable_custom_all_reduce": (True, False),  # between GPUs, and there is one
@@ -234,14 +236,27 @@ _VLLM_OPTIONS: dict[str, tuple] = {
     "enable_lora": (False, None),
     "enable_sleep_mode": (False,),
     "enforce_eager": (True,),
+    "generation_config": ("auto",),
     "hf_overrides": (None, {}),
+    "hf_token": (None,),
     "kv_cache_dtype": ("auto",),
+    "kv_cache_memory_bytes": (None,),
+    "limit_mm_per_prompt": (None, {}),
     "load_format": ("auto", "safetensors"),
+    "logits_processors": (None,),
+    "max_logprobs": (-1,),
+    "mm_processor_kwargs": (None,),
+    "model_impl": ("auto",),
+    "override_generation_config": (None, {}),
     "pipeline_parallel_size": (1,),
+    "pooler_config": (None,),
     "revision": (None,),
     "runner": ("auto", "generate"),
+    "scheduling_policy": ("fcfs", "priority"),
+    "served_model_name": (None,),
     "skip_tokenizer_init": (False,),
     "speculative_config": (None,),
+    "structured_outputs_config": (None,),
     "tensor_parallel_size": (1,),
     "tokenizer_revision": (None,),
 }

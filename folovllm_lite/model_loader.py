@@ -37,7 +37,9 @@ _FLOATS = (torch.float64, *_DTYPES.values())
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _INDEX = "model.safetensors.index.json"
 # Tables that old exports saved; the model computes them for itself.
-_COMPUTED = ".rotary_emb.inv_freq"
+_COMPUTED = tuple(
+    f".rotary_emb.{name}" for name in ("inv_freq", "cos_cached", "sin_cached")
+)
 # No JSON file of a checkpoint, an index of thousands of tensors included, is larger.
 _MOST_JSON = 100_000_000
 # Where tools wrote what they did to the weights before config.json had a place for it.
@@ -119,6 +121,8 @@ def looks_like(file: Path) -> str:
         return "it is a Git LFS pointer: the file itself is still to be downloaded"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "it is a web page"
+    if start.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        return "it begins with a byte order mark: save it as UTF-8 without one"
     return "is it cut off?"
 
 
@@ -234,7 +238,9 @@ def quantization_config(path: Path) -> dict[str, Any] | None:
     settings = None
     if os.path.lexists(path / "config.json"):
         config = read_json(path / "config.json")
-        settings = config.get("quantization_config") or config.get("compression_config")
+        # The last is MLX's name for it.
+        names = ("quantization_config", "compression_config", "quantization")
+        settings = next((config[name] for name in names if config.get(name)), None)
     if settings is None:
         for name, method in _QUANTIZED.items():
             if os.path.lexists(path / name):
@@ -528,6 +534,8 @@ class ModelLoader:
     def _check(self, path: Path, hf_config: dict[str, Any]) -> None:
         """Refuse what can be refused without `transformers`; settle `max_model_len`."""
         refuse_quantized(path)
+        if os.path.lexists(path / "generation_config.json"):
+            read_json(path / "generation_config.json")
         layers = hf_config.get("num_hidden_layers")
         if isinstance(layers, int):
             check_layers(path, layers)
@@ -558,7 +566,9 @@ class ModelLoader:
             for file in sorted(path.glob(pattern))
         ]
         for file in parts:
-            regular(file)
+            found = looks_like(regular(file))
+            if file.suffix == ".jinja" and found.startswith("it is a "):
+                raise ValueError(f"{file} is no chat template, {found}")
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 path,
@@ -571,7 +581,8 @@ class ModelLoader:
                 if file.suffix == ".json":
                     read_json(file)
             raise ValueError(
-                f"the tokenizer in {path} can't be loaded: {error}"
+                f"the tokenizer in {path} ({', '.join(file.name for file in parts)}) "
+                f"can't be loaded: {type(error).__name__}: {error}"
             ) from error
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is not None:

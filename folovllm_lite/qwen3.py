@@ -130,6 +130,11 @@ def _read_rope(hf: dict) -> tuple[float, dict | None]:
     """
     key = "rope_scaling" if hf.get("rope_parameters") is None else "rope_parameters"
     rope = {} if hf.get(key) is None else hf[key]
+    if hf.get("rope_scaling") and hf["rope_scaling"] != rope:
+        raise ValueError(
+            f"rope_parameters {rope!r} and rope_scaling {hf['rope_scaling']!r} differ: "
+            "leave one of them"
+        )
     if not isinstance(rope, dict):
         raise ValueError(f"{key} must be an object, got {rope!r}")
     theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))

@@ -287,6 +287,10 @@ def test_a_truncated_weights_file(tmp_path, keep):
         ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a positive number, got nan"),
         ({"rope_parameters": {"rope_theta": -1e4}}, "rope_theta must be .*-10000"),
         ({"rope_parameters": "yarn"}, "rope_parameters must be an object, got 'yarn'"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},  # beside the others
+            "rope_parameters .* and rope_scaling .*'linear'.* differ",
+        ),
         ({"max_position_embeddings": "lots"}, "max_position_embeddings .*'lots'"),
         ({"num_hidden_layers": 20_000}, "20000 layers.*at least [0-9]+ parameters"),
         ({"num_hidden_layers": 2**31 - 1}, "2147483647 layers"),

@@ -411,7 +411,10 @@ def test_caller_objects_are_left_alone(llm):
 
 def test_a_script_may_say_off_and_one(tmp_path):
     checkpoint = str(make_checkpoint(tmp_path))
-    llm = LLM(checkpoint, enforce_eager=True, tensor_parallel_size=1, device="cpu")
+    llm = LLM(
+        checkpoint, enforce_eager=True, tensor_parallel_size=1, device="cpu",
+        hf_token=None, limit_mm_per_prompt={}, generation_config="auto", convert="auto",
+    )  # fmt: skip
     assert tokens(llm, max_tokens=2, ignore_eos=True)
 
 

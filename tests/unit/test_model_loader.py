@@ -201,12 +201,15 @@ def test_a_directory_is_resolved_to_itself(path):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_old_tables_and_names_of_the_backbone_load(tmp_path, family):
-    """Llama exports of 2023 carry inv_freq; a saved AutoModel has no "model."."""
+    """Old Llama exports carry tables; a saved AutoModel has no "model."."""
     path = make_checkpoint(tmp_path / "model", family)
     whole = Qwen3.from_pretrained(path, device="cpu").state_dict()
     tensors = load_file(path / WEIGHTS)
-    old = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    save_file({**tensors, old: torch.ones(8)}, path / WEIGHTS, {"format": "pt"})
+    old = {
+        f"model.layers.0.self_attn.rotary_emb.{name}": torch.ones(8)
+        for name in ("inv_freq", "cos_cached", "sin_cached")
+    }
+    save_file(tensors | old, path / WEIGHTS, {"format": "pt"})
     config = ModelConfig(str(path))
     peer = ModelLoader(config).load_model("cpu").state_dict()
     for found in (Qwen3.from_pretrained(path, device="cpu").state_dict(), peer):
@@ -223,6 +226,7 @@ def test_old_tables_and_names_of_the_backbone_load(tmp_path, family):
         ("version https://git-lfs.github.com/spec/v1\noid 5", "Git LFS pointer"),
         ("<!DOCTYPE html>", "web page"),
         ("", "empty"),
+        ("\ufeff{}", "byte order mark"),
         ('{"a": 1', "cut off"),
         ("[" * 100_000, "nested"),
         ("[1]", "list"),
@@ -256,6 +260,9 @@ def test_sizes_that_nobody_has_are_refused_before_they_are_built(path):
 
 
 def test_quantized_weights_are_refused_by_the_methods_name(path):
+    edit_json(path / "config.json", quantization={"bits": 4})  # as MLX says it
+    assert "doesn't name" in quantization_config(path)["quant_method"]
+    edit_json(path / "config.json", quantization=None)
     (path / "quantize_config.json").write_text('{"bits": 4}', encoding="utf-8")
     assert quantization_config(path) == {"bits": 4, "quant_method": "gptq"}
     for load_it in (
@@ -362,3 +369,27 @@ def test_the_peer_is_loaded_as_strictly(path):
         get_model_and_tokenizer(ModelConfig(str(path)), "cpu")
     assert "missing: model.norm.weight" in str(raised.value)
     assert "unexpected: model.norm.scale" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "file, text, words",
+    [
+        ("chat_template.jinja", "<!DOCTYPE html>", "no chat template, .* web page"),
+        ("chat_template.jinja", "version https://git-lfs.x", "no chat template, .*LFS"),
+        ("tokenizer.json", "{}", r"tokenizer.json.*KeyError"),
+        ("tokenizer.json", "\ufeff{}", "tokenizer.json .*byte order mark"),
+    ],
+)
+def test_what_a_tokenizer_cannot_be_made_of_is_named(path, file, text, words):
+    """A page from the web was once the template, and what the model was told."""
+    (path / file).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=words):
+        ModelLoader(ModelConfig(str(path))).load_tokenizer()
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000])
+def test_the_peers_loader_names_a_broken_generation_config(path, text):
+    """transformers answered with a TypeError, or a RecursionError."""
+    (path / "generation_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="generation_config.json"):
+        ModelLoader(ModelConfig(str(path))).load_model("cpu")
