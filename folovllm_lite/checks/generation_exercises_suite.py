@@ -363,6 +363,12 @@ def _ends(p: SimpleNamespace) -> None:
             with torch.inference_mode():
                 got = p.speculate(model, list(prompt), draft, 30, (end,))
             expect(f"prompt {prompt}, ends ({end},), {name}", got, wanted)
+    ends = (truth[4], truth[2])
+    at = min(truth.index(end) for end in ends)
+    with torch.inference_mode():
+        draft = _oracle_draft(prompt, truth, 5)
+        got = p.speculate(model, list(prompt), draft, 30, ends)
+    expect(f"prompt {prompt}, ends {ends}, 5 right guesses", got, truth[: at + 1])
 
 
 @_SUITE.property(

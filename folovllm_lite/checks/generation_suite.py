@@ -1047,6 +1047,35 @@ def _state_scores(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
+    "RequestState",
+    hint="a token's text needs those before it, its score all of float32",
+)
+def _state_prompt_texts(p: SimpleNamespace) -> None:
+    """For the prompt too, the token that completes a character has all of it, and
+    logits in half precision are scored in float32.
+    """
+    prompt = [5, 2, 3, 7]
+    logits = _logits(*prompt)[:-1].bfloat16()
+    for pieces in ((3,), (1, 1, 1)):
+        request = Request("r", None, prompt, SamplingParams(prompt_logprobs=0))
+        cpu = torch.device("cpu")
+        state = p.RequestState(request, TokenTexts(_Halves()), (), _LIMIT, cpu)
+        for part in logits.split(pieces):
+            state.score_prompt(part)
+        found = state.output().prompt_logprobs
+        said = [found[place][prompt[place]] for place in (1, 2, 3)]
+        given = (
+            f"prompt {prompt} of which 2 and 3 are the halves of é, score_prompt of "
+            f"{', '.join(map(str, pieces))} rows in bfloat16"
+        )
+        got = [each.decoded_token for each in said]
+        expect(f"{given}: decoded_token", got, ["", "é", _Halves().decode(7)])
+        scores = logits.float().log_softmax(-1)
+        wanted = [float(scores[i, prompt[i + 1]]) for i in range(3)]
+        _close(f"{given}: logprob", [each.logprob for each in said], wanted)
+
+
+@_SUITE.property(
     "RequestState", hint="before the end there is nothing to rank; then the sum counts"
 )
 def _state_best(p: SimpleNamespace) -> None:

@@ -476,6 +476,22 @@ def _doubling_keeps(p: SimpleNamespace) -> None:
     _cuts_agree(p.DoublingKVCache)
 
 
+@_SUITE.property("DoublingKVCache", hint="of which dtype is the memory you move to?")
+def _doubling_dtype(p: SimpleNamespace) -> None:
+    """Its memory has the dtype that was asked for, before it grows and after."""
+    cache = p.DoublingKVCache(tiny_config(), 100, torch.bfloat16)
+    for T in (1, 20):
+        new = torch.ones(T, 1, 4, dtype=torch.bfloat16)
+        ctx = cache.step(T)
+        given = f"bfloat16, {cache.length} of 100 stored, a step of {T}"
+        for what in ("keys", "values"):
+            expect(f"{given}: dtype of {what}", getattr(cache, what).dtype, new.dtype)
+        expect(
+            f"{given}: dtype of attend", ctx.attend(0, new, new, new).dtype, new.dtype
+        )
+        cache.advance(T)
+
+
 @_SUITE.property("DoublingKVCache", hint="how many moves, if each adds the same?")
 def _doubling_is_rare(p: SimpleNamespace) -> None:
     """It moves to new memory at most 7 times on the way to 1,000 tokens."""
@@ -502,6 +518,16 @@ def _doubling_refuses(p: SimpleNamespace) -> None:
     slots = _new(p.DoublingKVCache, 5).nbytes // (2 * 4 * 4)
     if slots > 5:
         fail("max_len 5, nothing stored: slots", slots, "at most 5")
+    call = lambda: p.DoublingKVCache(tiny_config(), 0)  # noqa: E731
+    expect_error("max_len 0", call, ValueError, "0")
+    cache = _new(p.DoublingKVCache, 20)
+    _run(cache, [1.0] * 17)
+    for tokens in (0, -1, 4):
+        call = lambda tokens=tokens: cache.advance(tokens)  # noqa: E731
+        given = f"17 of 20 stored: advance({tokens})"
+        expect_error(given, call, ValueError, str(tokens))
+    expect_error("17 of 20 stored: step(0)", lambda: cache.step(0), ValueError, "0")
+    expect("17 of 20 stored, after all that: length", cache.length, 17)
 
 
 @_SUITE.property("DoublingKVCache", hint="does the copy know how to grow, and alone?")

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with require
 def test_the_package_passes(capsys):
     checks.generation(module)
     said = capsys.readouterr()
-    assert "✗" not in said.out and "All 37 properties hold." in said.out
+    assert "✗" not in said.out and "All 38 properties hold." in said.out
     assert said.err == ""
 
 
@@ -736,6 +736,20 @@ class ScoresBeginAgain(RequestState):
         self.prompt_logprobs = kept + self.prompt_logprobs[1:]
 
 
+class ScoresTokensAlone(RequestState):
+    def score_prompt(self, logits):
+        candidates = self._candidates
+        self._candidates = lambda chosen, row, count, before: candidates(
+            chosen, row, count, []
+        )
+        super().score_prompt(logits)
+
+
+class ScoresInHalf(RequestState):
+    def score_prompt(self, logits):
+        super().score_prompt(logits.log_softmax(-1))
+
+
 class RanksBeforeTheEnd(RequestState):
     def output(self):
         builders = sorted(self.builders, key=lambda b: -b.cumulative_logprob)
@@ -788,6 +802,8 @@ STATE = {
     AbortGivesNoReason: "and the reason given",
     AbortSaysStop: "ends what runs",
     ScoresBeginAgain: "in one piece or in several",
+    ScoresTokensAlone: "For the prompt too",
+    ScoresInHalf: "For the prompt too",
     RanksBeforeTheEnd: "the first n while it runs",
     NeverRanks: "the best n at the end",
     KeepsTheOldIndex: "the best n at the end",

@@ -307,6 +307,10 @@ def guesses_anew_after_a_wrong_one(model, prompt_token_ids, draft, max_tokens, e
                 return output
 
 
+def knows_one_end(model, prompt_token_ids, draft, max_tokens, ends):
+    return _speculating()(model, prompt_token_ids, draft, max_tokens, ends[:1])
+
+
 MUTANTS = {
     "predict_run": [
         predicts_a_pass_for_the_last, predicts_a_prefill_for_each,
@@ -324,7 +328,7 @@ MUTANTS = {
         keeps_wrong_guesses_in_the_cache, takes_every_guess,
         gives_away_the_token_for_nothing, runs_guesses_without_room,
         looks_for_an_end_after_a_pass, hands_out_its_own_list, never_guesses,
-        takes_one_guess, guesses_anew_after_a_wrong_one,
+        takes_one_guess, guesses_anew_after_a_wrong_one, knows_one_end,
     ],
 }  # fmt: skip
 

@@ -439,6 +439,16 @@ class GrowsBySixteen(Doubling):
         return ctx
 
 
+class MovesToFloat32(Doubling):
+    def _moved(self, old, slots):
+        return super()._moved(old, slots).float()
+
+
+class TakesNoTokens(Doubling):
+    def step(self, tokens):
+        return super().step(max(tokens, 1))
+
+
 class LosesThePast(Doubling):
     def _moved(self, old, slots):
         L, Hkv, _, D = old.shape
@@ -546,8 +556,8 @@ EXERCISE_MUTANTS = {
     ],
     "DoublingKVCache": [
         DoublesFromTheStart, GrowsByTheStep, DoublesPastTheLimit, DoublesOnce,
-        LosesThePast, InheritsCopy, CopiesShallowly, LimitIsTheSlots,
-        BeginsWithSixteen, GrowsBySixteen, MovesBeforeItRefuses,
+        MovesToFloat32, TakesNoTokens, LosesThePast, InheritsCopy, CopiesShallowly,
+        LimitIsTheSlots, BeginsWithSixteen, GrowsBySixteen, MovesBeforeItRefuses,
     ],
     "PackedContext": [
         PacksPositionsFromZero, PacksOneLongText, PacksAdvance, PacksAndAdvancesAtOnce,
@@ -588,7 +598,7 @@ def test_a_wrong_form_is_said_where_it_is_wrong(capsys):
 
 
 def test_one_doubling_too_few_fails_one_property(capsys):
-    with pytest.raises(checks.CheckFailed, match="1 of 6"):
+    with pytest.raises(checks.CheckFailed, match="1 of 7"):
         checks.kv_cache(DoublingKVCache=DoublesOnce)
     out = capsys.readouterr().out
     assert "input:    max_len 100, 0 tokens of 2 stored, a step of 50 more" in out
