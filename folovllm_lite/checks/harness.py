@@ -145,7 +145,9 @@ class Suite:
                 made[owner] = type("Yours", (base,), own)
             else:
                 names = {**base.__globals__, **own}
-                made[owner] = FunctionType(base.__code__, names, owner)
+                made[owner] = FunctionType(
+                    base.__code__, names, owner, base.__defaults__
+                )
         return made
 
     def judges(self) -> set[str]:
