@@ -73,10 +73,10 @@ STEPS = {
         "    room = limit\n    for each",
         "    room = limit + 1\n    for each",
     ),
-    "a_part_begins_anew": (
+    "the_limit_and_not_the_room": (
         "_cuts",
-        "            start = end\n",
-        "            start = each.start + limit\n",
+        "min(each.end, start + room)",
+        "min(each.end, start + limit)",
     ),
     "all_begins_at_0": ("_cuts", "        start = each.start\n", "        start = 0\n"),
     "room_is_forgotten": ("_cuts", "            room -= end - start\n", ""),
