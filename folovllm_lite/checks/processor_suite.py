@@ -882,12 +882,16 @@ def _outputs(p: SimpleNamespace) -> None:
     expect("... how many logprobs", len(kept.logprobs), 1)
     now = builder.output(0)
     expect("'a' -0.5, 'b' -0.25: cumulative_logprob", now.cumulative_logprob, -0.75)
-    ended = p.OutputBuilder(texts, [], params, (1,), 9)
-    ended.append(0, -0.5, first)
-    ended.append(1, -0.25, second)
-    given = "'a' -0.5, and an end token -0.25: cumulative_logprob"
-    expect(given, ended.output(0).cumulative_logprob, -0.75)
     expect("... logprobs", now.logprobs, [first, second])
+    for own in (1, None):  # the tokenizer's own end, or one that only the model has
+        ends = p.TokenTexts(_Pieces([b"a", b"b"], eos_token_id=own))
+        ended = p.OutputBuilder(ends, [], params, (1,), 9)
+        ended.append(0, -0.5, first)
+        ended.append(1, -0.25, second)
+        given = f"'a' -0.5, and end token 1 -0.25, the tokenizer's end is {own}"
+        got = ended.output(0)
+        expect(f"{given}: cumulative_logprob", got.cumulative_logprob, -0.75)
+        expect(f"{given}: logprobs", got.logprobs, [first, second])
     plain = _run(p, [b"a"])[0].output(0)
     expect("logprobs not asked for: logprobs", plain.logprobs, None)
 
