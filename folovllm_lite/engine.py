@@ -32,6 +32,16 @@ _LOG = logging.getLogger(__name__)
 _SCORED_ROWS = 128
 
 
+def _room(scheduler: Scheduler) -> tuple[int, str]:
+    """Tokens that a sequence can keep, and what has no room for more."""
+    room, budget = scheduler.memory.capacity, scheduler.config.max_num_batched_tokens
+    # Uncut, a preempted sequence needs one step for all its tokens: with more of them
+    # than the budget it would wait for ever, and so would everybody behind it.
+    if budget < room and not scheduler.share(budget + 1, budget):
+        return budget, "a step"
+    return room, "the KV cache"
+
+
 class StepRunner(Protocol):
     """What the engine asks of whoever computes a step."""
 
@@ -126,18 +136,18 @@ class LLMEngine:
             raise ValueError(f"best_of is {params.best_of}, but max_num_seqs is {most}")
         # The last token is never run, so nothing of it is stored.
         length = len(ids) + (params.max_tokens or 1) - 1
-        room = self.scheduler.memory.capacity
+        room, whose = _room(self.scheduler)
         if length > room:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens and max_tokens is "
-                f"{params.max_tokens}: {length} tokens to keep, but the KV cache has "
+                f"{params.max_tokens}: {length} tokens to keep, but {whose} has "
                 f"room for {room}"
             )
         return Request(request_id, text, ids, params, cache_salt=salt)
 
     def enqueue(self, request: Request, priority: int = 0) -> RequestState:
         """Queue a request of `check`; what is returned changes as it goes on."""
-        longest = min(self.max_model_len, self.scheduler.memory.capacity + 1)
+        longest = min(self.max_model_len, _room(self.scheduler)[0] + 1)
         state = RequestState(
             request, self._texts, self.eos_token_ids, longest, self.device
         )
@@ -282,7 +292,7 @@ class LLMEngine:
             places += [first - 1] * len(completions)
         if not targets:
             return []
-        if places != list(range(len(hidden))):
+        if places != list(range(len(hidden))):  # if all rows are sampled, no copy
             hidden = hidden[tensor_on(places, hidden.device)]
         return list(self._take(self.model.logits(hidden), targets).values())
 

@@ -193,7 +193,7 @@ class Scheduler:
         seq = self.running.pop()
         undone = step.work.pop(seq.seq_id, None)
         step.preempted.append(seq)
-        # What was copied for work that is now undone holds nothing worth saving yet.
+        # Undone work leaves blocks that are not complete: not worth saving.
         saved = not undone and self.memory.swap_out(seq)
         if not saved:
             self.memory.release(seq)

@@ -494,6 +494,9 @@ def _refused(p: SimpleNamespace) -> None:
         ("6 blocks of 2, 10 + 4 tokens", {"blocks": 6}, [5] * 10, 4, ("12", "13")),
         ("2 blocks of 2, a prompt of 5", {"blocks": 2}, [5] * 5, 1, ("4", "5")),
         ("24 positions, a prompt of 30", {}, [5] * 30, 1, ("24", "30")),
+        ("6 tokens a step, a prompt of 7", {"budget": 6}, [5] * 7, 1, ("6", "7")),
+        # Preempted with 7 tokens, it would wait for a step that can hold them.
+        ("6 tokens a step, 4 + 4 tokens", {"budget": 6}, [5] * 4, 4, ("6", "7")),
     ):
         made = _made(p, **options)
         expect_error(
@@ -541,6 +544,14 @@ def _refused(p: SimpleNamespace) -> None:
     _add(made, "b", [5] * 10, max_tokens=3)  # the last token is never stored
     _finish(made)
     _empty(made, "6 blocks of 2, 10 + 3 tokens")
+    for given, options in (
+        ("3 blocks of 2", {"blocks": 3}),
+        ("6 tokens a step", {"budget": 6}),
+    ):
+        made = _made(p, **options)
+        _add(made, "b", [5] * 4, max_tokens=None)
+        got = len(_finish(made)["b"].outputs[0].token_ids)
+        expect(f"{given}, a prompt of 4, max_tokens=None: tokens", got, 3)
 
 
 @_SUITE.property("LLMEngine", hint="the caller goes on using what is his")

@@ -191,6 +191,16 @@ MUTANTS = {
         "seq.order = (priority, -arrival, index)",
     ),
     "what_can_never_fit_is_queued": ("_refused", "if length > room:", "if False:"),
+    "the_budget_is_forgotten_at_the_door": (
+        "_refused",
+        "if budget < room and not",
+        "if False and not",
+    ),
+    "without_max_tokens_it_grows_past_the_room": (
+        "_refused",
+        "min(self.max_model_len, _room(self.scheduler)[0] + 1)",
+        "self.max_model_len",
+    ),
     "the_last_token_needs_room": (
         "_refused",
         "(params.max_tokens or 1) - 1",

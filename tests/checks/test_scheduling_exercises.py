@@ -1,5 +1,7 @@
 """The exercises of notebook 10: the solutions pass, mistakes are rejected."""
 
+from math import isqrt
+
 import pytest
 
 from folovllm_lite import checks
@@ -64,6 +66,11 @@ WRONG = {
         lambda tokens, arrival: arrival / 2 + tokens,  # no int
         lambda tokens, arrival: 1000 * tokens + arrival % 1000,  # time goes round
         lambda tokens, arrival: tokens - arrival,  # worse with age
+        lambda tokens, arrival: arrival + 1001 * tokens,  # passed a little too long
+        lambda tokens, arrival: 1000 * (arrival // 10) + tokens,  # passes in rounds
+        lambda tokens, arrival: 10 * arrival + tokens,  # waits hardly less
+        lambda tokens, arrival: arrival + isqrt(tokens),
+        lambda tokens, arrival: arrival + 2 * tokens if arrival % 7 else 10**9,
         lambda tokens, arrival: arrival + (tokens > 300),
     ],
     "predict_lines": [
@@ -85,8 +92,11 @@ RIGHT = {
     "priority_of": [
         lambda tokens, arrival: arrival + tokens,
         lambda tokens, arrival: 10 * arrival + 15 * tokens,
+        lambda tokens, arrival: 5 * arrival + tokens,
+        lambda tokens, arrival: arrival + 8 * isqrt(tokens),
+        lambda tokens, arrival: arrival + 2 * tokens - 10**6,
         lambda tokens, arrival: arrival + 10 * tokens.bit_length(),
-        lambda tokens, arrival: arrival + 1000 * tokens,  # late, and yet bounded
+        lambda tokens, arrival: arrival + 1000 * tokens,  # the bound that the text gives
     ],
 }
 
