@@ -96,7 +96,7 @@ RIGHT = {
         lambda tokens, arrival: arrival + 8 * isqrt(tokens),
         lambda tokens, arrival: arrival + 2 * tokens - 10**6,
         lambda tokens, arrival: arrival + 10 * tokens.bit_length(),
-        lambda tokens, arrival: arrival + 1000 * tokens,  # the bound that the text gives
+        lambda tokens, arrival: arrival + 1000 * tokens,  # the last allowed
     ],
 }
 
