@@ -149,13 +149,13 @@ MUTANTS = {
     ),
     "the_memorys_end_is_forgotten": (
         "_no_limit",
-        "longest = min(self.max_model_len, self.scheduler.memory.capacity + 1)",
+        "longest = min(self.max_model_len, _room(self.scheduler)[0] + 1)",
         "longest = self.max_model_len",
     ),
     "the_last_token_is_stored_too": (
         "_no_limit",
-        "self.scheduler.memory.capacity + 1)",
-        "self.scheduler.memory.capacity)",
+        "_room(self.scheduler)[0] + 1)",
+        "_room(self.scheduler)[0])",
     ),
     "a_full_memory_is_refused": (
         "_no_limit", "(params.max_tokens or 1) - 1", "(params.max_tokens or 2) - 1"
@@ -196,10 +196,10 @@ MUTANTS = {
         "if budget < room and not",
         "if False and not",
     ),
-    "without_max_tokens_it_grows_past_the_room": (
-        "_refused",
-        "min(self.max_model_len, _room(self.scheduler)[0] + 1)",
-        "self.max_model_len",
+    "without_max_tokens_it_grows_past_the_budget": (
+        "_no_limit",
+        "_room(self.scheduler)[0] + 1",
+        "self.scheduler.memory.capacity + 1",
     ),
     "the_last_token_needs_room": (
         "_refused",
