@@ -160,7 +160,8 @@ class BlockManager:
         """Give `seq` room for its first `end` tokens.
 
         The block that its next token goes to may be shared with a fork: who writes gets
-        a copy of its own (copy-on-write), the others keep the original.
+        a copy of its own (copy-on-write), the others keep the original. No block behind
+        it is shared: `fork` shares what is computed.
 
         Returns:
             False if there are too few blocks; nothing has changed then.
@@ -184,25 +185,27 @@ class BlockManager:
         return True
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Let `child` hold the same blocks as `parent`.
+        """Let `child` hold the blocks in which `parent` has computed tokens.
 
         Raises:
-            ValueError: if the parent holds no blocks, or the child is known already.
+            ValueError: if there are none, or the child is known already.
         """
-        if child.seq_id in self.holders or not parent.block_ids:
+        # What the parent holds beyond them stays its own: both would write there.
+        shared = parent.block_ids[: self.blocks_for(parent.num_computed)]
+        if child.seq_id in self.holders or not shared:
             raise ValueError(
-                f"{child.seq_id} can't fork {parent.seq_id}, which holds blocks "
-                f"{parent.block_ids}, while these hold some: {sorted(self.holders)}"
+                f"{child.seq_id} can't fork {parent.seq_id}, which has computed "
+                f"{parent.num_computed} tokens in blocks {parent.block_ids}, while "
+                f"these hold some: {sorted(self.holders)}"
             )
-        child.block_ids = list(parent.block_ids)
-        for block_id in child.block_ids:
+        child.block_ids = shared
+        for block_id in shared:
             self.refs[block_id] += 1
         self.holders[child.seq_id] = child
 
     def release(self, seq: Sequence) -> None:
         """Take everything back from `seq`; one that holds nothing is fine."""
-        # From the end: the beginning of a prompt is what others are likeliest to share,
-        # so it should be the last to be given up.
+        # From the end: others are likeliest to share the beginning, so it goes last.
         for block_id in reversed(seq.block_ids):
             self.refs[block_id] -= 1
             if not self.refs[block_id]:
@@ -210,9 +213,9 @@ class BlockManager:
         seq.block_ids = []
         self.holders.pop(seq.seq_id, None)
         self.free_swap += self.swapped.pop(seq.seq_id, [])
-        # A copy for nobody might overwrite what the next holder of the block gets.
+        # A move for nobody may clash with the next holder's: both are made at once.
         if self.moves:
-            self.moves = [m for m in self.moves if m[0] != "copy" or self.refs[m[2]]]
+            self.moves = [m for m in self.moves if m[0] == "out" or self.refs[m[2]]]
 
     def offer(self, seq: Sequence, end: int) -> None:
         """Let the first `end` tokens of `seq` be found by others from now on.
@@ -246,14 +249,15 @@ class BlockManager:
         """Move `seq` to CPU memory.
 
         Returns:
-            False if there is no room for its blocks; nothing has changed then.
+            False, and nothing has changed: no room, or a move has yet to fill a block.
 
         Raises:
             ValueError: if it holds no blocks.
         """
         if not seq.block_ids:
             raise ValueError(f"{seq.seq_id} holds no blocks to be swapped out")
-        if len(seq.block_ids) > len(self.free_swap):
+        filled = {to for kind, _, to in self.moves if kind != "out"}  # not yet
+        if len(seq.block_ids) > len(self.free_swap) or filled & set(seq.block_ids):
             return False
         host = [self.free_swap.pop() for _ in seq.block_ids]
         pairs = zip(seq.block_ids, host, strict=True)

@@ -66,9 +66,9 @@ class PagedKVCache:
         self.slots[1][layer].index_copy_(1, slots, v.transpose(0, 1))
 
     def gather(self, layer: int, blocks: Tensor, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [Hkv, end, D] of the first `end` tokens in blocks [B]."""
-        # Blocks [Hkv, B, S, D] -> tokens [Hkv, B * S, D]. What lies behind `end` was
-        # never written: it may be NaN, and not even a weight of 0 takes that away.
+        """Keys and values [Hkv, end, D] of the first `end` tokens in these n blocks."""
+        # Blocks [Hkv, n, S, D] -> tokens [Hkv, n * S, D]. What lies behind `end` is a
+        # former holder's, or NaN, and not even a weight of 0 takes a NaN away.
         keys = self.pool[0, layer][:, blocks].flatten(1, 2)[:, :end]
         values = self.pool[1, layer][:, blocks].flatten(1, 2)[:, :end]
         return keys, values
@@ -80,7 +80,9 @@ class PagedKVCache:
             "in": (self.swap, self.pool),
             "copy": (self.pool, self.pool),
         }
-        # Neighbours of one kind never touch each other's blocks: one copy for them all.
+        # One copy for all neighbours of one kind: none writes a block that another one
+        # writes, or that a later one reads. Who gets a block in a step isn't forked in
+        # it, and `release` drops the moves into what it frees.
         for kind, group in groupby(moves, key=lambda move: move[0]):
             source, target = pools[kind]
             _, old, new = zip(*group, strict=True)

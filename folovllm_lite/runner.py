@@ -62,8 +62,8 @@ class Runner:
     def run(self, step: Step) -> Tensor:
         """Move blocks and compute the step; hidden states [T, E], packed like its work.
 
-        The order of the work stays: whoever shares blocks that are written in this step
-        stands behind the one who writes them.
+        The order of the work stays: with prefix caching, who reads blocks that are
+        written in this step stands behind the one who writes them.
         """
         with torch._C._InferenceMode(True):  # as in `LLMEngine.compute`
             self.cache.move(step.moves)

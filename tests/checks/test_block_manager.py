@@ -17,7 +17,7 @@ from tests.checks.mutants import mutant, red, refuse
 def test_the_package_passes(capsys):
     checks.block_manager(module)
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 36 properties hold." in out
+    assert "✗" not in out and "All 38 properties hold." in out
 
 
 _COPY = "            self.refs[old] -= 1  # the others hold it still: never 0 here\n"
@@ -142,13 +142,13 @@ MUTANTS = {
     ),
     "forks_of_nothing": (
         "_misuse",
-        "if child.seq_id in self.holders or not parent.block_ids:",
+        "if child.seq_id in self.holders or not shared:",
         "if child.seq_id in self.holders:",
     ),
     "forks_to_somebody": (
         "_misuse",
-        "if child.seq_id in self.holders or not parent.block_ids:",
-        "if not parent.block_ids:",
+        "if child.seq_id in self.holders or not shared:",
+        "if not shared:",
     ),
     "swaps_nothing_out": (
         "_misuse",
@@ -179,22 +179,21 @@ MUTANTS = {
     ),
     "a_fork_has_the_parents_list": (
         "_sharing",
-        "child.block_ids = list(parent.block_ids)",
+        "child.block_ids = shared",
         "child.block_ids = parent.block_ids",
     ),
     "a_fork_brings_its_own_table": (
-        "_sharing", "        child.block_ids = list(parent.block_ids)\n", ""
+        "_sharing", "        child.block_ids = shared\n", ""
     ),
     "a_fork_does_not_count": (
         "_sharing",
-        "        for block_id in child.block_ids:\n"
-        "            self.refs[block_id] += 1\n",
+        "        for block_id in shared:\n            self.refs[block_id] += 1\n",
         "",
     ),
     "a_fork_gets_new_blocks": (
         "_sharing",
-        "        child.block_ids = list(parent.block_ids)\n"
-        "        for block_id in child.block_ids:\n"
+        "        child.block_ids = shared\n"
+        "        for block_id in shared:\n"
         "            self.refs[block_id] += 1\n",
         "        child.block_ids = []\n"
         "        while self.free and len(child.block_ids) < len(parent.block_ids):\n"
@@ -285,14 +284,34 @@ MUTANTS = {
          "        block_id = self.free.take() if self.free else 0\n"),
     ),
     "a_released_copy_is_made": (
-        "_released_copy",
-        'if m[0] != "copy" or self.refs[m[2]]',
+        "_released_move",
+        'if m[0] == "out" or self.refs[m[2]]',
         "if True",
     ),
     "nobodys_copy_is_made": (
-        "_released_copy",
-        'if m[0] != "copy" or self.refs[m[2]]',
+        "_released_move",
+        'if m[0] == "out" or self.refs[m[2]]',
         'if m[0] != "copy"',
+    ),
+    "a_released_one_comes_in_all_the_same": (
+        "_released_move",
+        'if m[0] == "out" or self.refs[m[2]]',
+        'if m[0] != "copy" or self.refs[m[2]]',
+    ),
+    "a_fork_shares_the_room_ahead": (
+        "_room_ahead",
+        "parent.block_ids[: self.blocks_for(parent.num_computed)]",
+        "list(parent.block_ids)",
+    ),
+    "saved_before_it_is_copied": (
+        "_swap_too_early",
+        " or filled & set(seq.block_ids):",
+        ":",
+    ),
+    "saved_before_it_is_back": (
+        "_swap_too_early",
+        'for kind, _, to in self.moves if kind != "out"}',
+        'for kind, _, to in self.moves if kind == "copy"}',
     ),
     "hits_are_room_too": (
         "_hits_take_room",
@@ -402,9 +421,10 @@ MUTANTS = {
     ),
     "swap_out_takes_before_it_looks": (
         "_swap_room",
-        "        if len(seq.block_ids) > len(self.free_swap):\n",
+        "        if len(seq.block_ids) > len(self.free_swap) or",
         "        if len(seq.block_ids) > len(self.free_swap):\n"
-        "            self.free_swap.clear()\n",
+        "            self.free_swap.clear()\n"
+        "        if len(seq.block_ids) > len(self.free_swap) or",
     ),
     "coming_back_needs_no_more": (
         "_back_room",
@@ -587,7 +607,7 @@ class CountsAnew:
     def fork(self, parent, child):
         if child.seq_id in self.tables or not parent.block_ids:
             raise ValueError(child.seq_id)
-        child.block_ids = list(parent.block_ids)
+        child.block_ids = parent.block_ids[: self._needed(parent.num_computed)]
         self.tables[child.seq_id] = child
 
     def release(self, seq):
@@ -597,12 +617,14 @@ class CountsAnew:
             if not refs[i]:
                 self.free.put(i)
         self.host |= set(self.away.pop(seq.seq_id, []))
-        self.moves = [m for m in self.moves if m[0] != "copy" or refs[m[2]]]
+        self.moves = [m for m in self.moves if m[0] == "out" or refs[m[2]]]
 
     def swap_out(self, seq):
         if not seq.block_ids:
             raise ValueError(seq.seq_id)
         if len(seq.block_ids) > len(self.host):
+            return False
+        if any(kind != "out" and to in seq.block_ids for kind, _, to in self.moves):
             return False
         host = [self.host.pop() for _ in seq.block_ids]
         pairs = zip(seq.block_ids, host, strict=True)
