@@ -671,7 +671,7 @@ class FastStack(Prepared):
             x = x.clone()
 
             def work(rows: slice) -> None:
-                self._run(x[rows], cos[rows], sin[rows], kernels.part(rows))
+                self._run(x[rows], cos[rows], sin[rows], kernels.only(rows))
 
             share(work, T, _ROWS_OF_STEP)
         else:

@@ -421,7 +421,7 @@ class NumbaKernels:
         written = self._slots // self._pool.shape[4]
         return bool((np.bincount(self._tables)[written] == 1).all())
 
-    def part(self, rows: slice) -> NumbaKernels:
+    def only(self, rows: slice) -> NumbaKernels:
         """The same for some of the rows, numbered anew from 0; for one thread."""
         made = copy(self)
         made._slots, made._rows = self._slots[rows], np.arange(rows.stop - rows.start)
@@ -486,7 +486,7 @@ def paged_decode(
     n, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     N, plan = tl.num_programs(0), plan_at + n
     row, end = tl.load(plan), tl.load(plan + N)
-    share = tl.cdiv(tl.cdiv(end, SPLITS), TOKENS) * TOKENS
+    share = tl.cdiv(tl.cdiv(end, SPLITS), TOKENS) * TOKENS  # whole tiles
     start = split * share
     stop = tl.minimum(start + share, end)
     g, d, t = tl.arange(0, GROUP), tl.arange(0, WIDTH), tl.arange(0, TOKENS)
@@ -640,7 +640,7 @@ def _power_of_2(number: int) -> int:
 # A chunk of up to so many tokens is attended for token by token. On two cores that was
 # sooner than a gather and PyTorch up to 8 to 16 tokens behind 60 to 1,000, and it waits
 # for no busy core.
-_FEW = 8
+_FEW = 8  # tokens of a chunk that, on a CPU, are as many rows
 
 
 class FlashContext:

@@ -95,7 +95,9 @@ def _window(p: SimpleNamespace) -> None:
     "tile that ends before the one, or begins behind the other, is skipped",
 )
 def _skipped_tiles(p: SimpleNamespace) -> None:
-    """Tiles that no query sees aren't touched: they may hold NaN."""
+    """Tiles before all keys that any query sees, and tiles behind them, aren't touched:
+    they may hold NaN.
+    """
     for places, window, tile in (
         ([11], 3, 4), ([14, 15], 4, 4), ([5], 2, 4), ([14, 9], 4, 4),
     ):  # fmt: skip

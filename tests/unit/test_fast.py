@@ -320,7 +320,7 @@ def forgets_the_bias_of_down(*given):
 
 
 before_attention, after_attention = fast.before_attention, fast.after_attention
-run_layers, part = fast.run_layers, NumbaKernels.part
+run_layers, only = fast.run_layers, NumbaKernels.only
 
 
 def reads_the_first_table(*given):
@@ -345,13 +345,13 @@ def stores_all_in_one_slot(*given):
 
 
 def a_part_has_the_first_rows_tiles(self, rows):
-    made = part(self, rows)
+    made = only(self, rows)
     made._tiles = self._tiles[: len(made._tiles)]
     return made
 
 
 def a_part_stores_where_the_first_does(self, rows):
-    made = part(self, rows)
+    made = only(self, rows)
     made._slots = self._slots[: len(made._slots)]
     return made
 
@@ -381,8 +381,8 @@ def test_a_mistake_in_compiled_code_is_seen(name, mutant, tmp_path, monkeypatch)
         (fast, "run_layers", layers_stand_the_other_way_round),
         (fast, "run_layers", all_turn_as_the_first),
         (fast, "run_layers", stores_all_in_one_slot),
-        (NumbaKernels, "part", a_part_has_the_first_rows_tiles),
-        (NumbaKernels, "part", a_part_stores_where_the_first_does),
+        (NumbaKernels, "only", a_part_has_the_first_rows_tiles),
+        (NumbaKernels, "only", a_part_stores_where_the_first_does),
     ],
 )
 def test_a_mistake_in_a_step_is_seen(where, name, mutant, path, monkeypatch):
