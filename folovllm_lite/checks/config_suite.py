@@ -396,6 +396,9 @@ def _engine_types(p: SimpleNamespace) -> None:
         ),
     ):
         expect_error(given, call, TypeError, *words)
+    given = "model is of a subclass of ModelConfig, EngineConfig(model): its model"
+    model = type("Mine", (parts.ModelConfig,), {})("folo")
+    expect(given, p.EngineConfig(model).model_config.model, "folo")
 
 
 @_SUITE.property(

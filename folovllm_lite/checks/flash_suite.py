@@ -147,6 +147,15 @@ def _empty(p: SimpleNamespace) -> None:
     _expect_part("a part and nothing", p.merge(part, nothing), part)
     _expect_part("nothing and a part", p.merge(nothing, part), part)
     _expect_part("nothing and nothing", p.merge(nothing, nothing), nothing)
+    first = torch.tensor([True, False, False])
+    mixed = package.Partial(
+        torch.where(first, part.best, nothing.best),
+        torch.where(first, part.total, nothing.total),
+        torch.where(first[:, None], part.out, nothing.out),
+    )
+    twice = package.Partial(mixed.best, 2 * mixed.total, 2 * mixed.out)
+    given = "a part of three rows, of which two have seen nothing, and the same again"
+    _expect_part(given, p.merge(mixed, mixed), twice)
 
 
 @_SUITE.property("merge", hint="which power of e is always at most 1?")

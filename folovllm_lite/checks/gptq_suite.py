@@ -229,7 +229,7 @@ def _asymmetric_grid(p: SimpleNamespace) -> None:
 @_SUITE.property("make_grid", hint="what will a reader of the file multiply with?")
 def _grid_is_stored(p: SimpleNamespace) -> None:
     """The scale is a number that float16 can hold, and never 0."""
-    for row in ([1.0, 0.0], [0.001, -0.3], [0.0, 0.0]):
+    for row in ([1.0, 0.0], [0.001, -0.3], [0.0, 0.0], [1e-8, -1e-8]):
         for sym in (True, False):
             scale, _ = p.make_grid(torch.tensor([row]), sym)
             given = f"make_grid([{row}], sym={sym}): scale"
@@ -719,12 +719,18 @@ def _bits_chosen(p: SimpleNamespace) -> None:
 
 
 def _budgets() -> Iterator[tuple[list[dict], int]]:
-    """Layers and a budget: a large one that gains most and costs more, then any."""
+    """Layers and a budget: where greedy steps go wrong, then any."""
     large, small = ({2: e, 3: e / 4, 4: e / 16, 8: 0.0} for e in (1.2, 1.0))
     layers = [{"N": 512, "K": 512, "error": large}]
     layers += [{"N": 128, "K": 256, "error": dict(small)} for _ in range(3)]
     least = sum(_bytes_of(each, 2) for each in layers)
     yield layers, least + _bytes_of(layers[0], 3) - _bytes_of(layers[0], 2)
+    # A small good step, after which the large one that matters can't be paid.
+    layers = [
+        {"N": 128, "K": 128, "error": {2: 10.0, 3: 8.0, 4: 7.9, 8: 7.8}},
+        {"N": 1024, "K": 128, "error": {2: 100.0, 3: 90.0, 4: 80.0, 8: 10.0}},
+    ]
+    yield layers, _bytes_of(layers[0], 2) + _bytes_of(layers[1], 8)
     for seed in range(8):
         layers = _layers(2 + seed % 4, seed)
         least = sum(_bytes_of(each, 2) for each in layers)

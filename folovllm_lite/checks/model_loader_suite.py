@@ -622,13 +622,14 @@ def _one_message(p: SimpleNamespace) -> None:
 )
 def _all_or_nothing(p: SimpleNamespace) -> None:
     """A checkpoint that is refused leaves the model as it was."""
-    for given, changes in (
-        ("no head.weight", {"head_weight": None}),
-        ("scale is [3]", {"scale": _numbers(3)}),
+    for given, tied, changes in (
+        ("no head.weight", False, {"head_weight": None}),
+        ("scale is [3]", False, {"scale": _numbers(3)}),
+        ("head.weight is tied, and differs", True, {"head_weight": _numbers(3, 2)}),
     ):
         with _folder() as folder:
-            _write(folder, _tensors(**changes))
-            model = _Model()
+            _write(folder, _tensors(tied, **changes))
+            model = _Model(tied)
             before = {name: t.clone() for name, t in model.state_dict().items()}
             call = lambda m=model, f=folder: p.load_weights(m, f)  # noqa: E731
             expect_error(given, call, ValueError)

@@ -222,16 +222,22 @@ def _deltas_one(p: SimpleNamespace) -> None:
         p,
         [("a", [1], None)],
         [("a", [1, 2], None)],  # half a character: no text yet
-        [("abc", [1, 2, 3, 4], "stop")],  # two tokens in one step
+        [("abc", [1, 2, 3, 4], None)],  # two tokens in one step
+        [("abc", [1, 2, 3, 4], "abort")],  # nothing new, but that it ended
     )
-    wanted = [("a", [1], None)], [("", [2], None)], [("bc", [3, 4], "stop")]
+    wanted = (
+        [("a", [1], None)],
+        [("", [2], None)],
+        [("bc", [3, 4], None)],
+        [("", [], "abort")],
+    )
     got = list(p.deltas(stream))
-    given = "outputs 'a' [1], 'a' [1, 2], 'abc' [1, 2, 3, 4]"
-    expect(f"{given}: how many deltas", len(got), 3)
+    given = "outputs 'a' [1], 'a' [1, 2], 'abc' [1, 2, 3, 4] twice, aborted at last"
+    expect(f"{given}: how many deltas", len(got), 4)
     for number, (each, right) in enumerate(zip(got, wanted, strict=True), 1):
         expect(f"{given}: delta {number}", _news(each), right)
     ends = [each.finished for each in got]
-    expect(f"{given}: finished", ends, [False, False, True])
+    expect(f"{given}: finished", ends, [False, False, False, True])
 
 
 @_SUITE.property("deltas", hint="how long was *this* completion before?")

@@ -406,6 +406,12 @@ def _text_of(p: SimpleNamespace) -> None:
             _expect_text(given, texts.text_of(i, list(range(i))), now[len(before) :])
             before = now
     texts = p.TokenTexts(_Pieces([b"\xe9\xbe", b"\x99", b"a"]))
+    for pieces, wanted in (
+        ([b"\xe9", b"\xbe"], b"\xe9\xbe"), ([b"a", b"\xe9"], b"\xe9"),
+        ([b"\x99", b"!"], b""), ([b"\xe9", b"a"], b""), ([b"\xff"], b""),
+    ):  # fmt: skip
+        got = p.TokenTexts(_Pieces(pieces)).unfinished(range(len(pieces)))
+        expect(f"{_show(pieces)}: unfinished", got, wanted)
     for _ in range(2):  # in either order, if something is remembered
         _expect_text("e9 be | 99 | 'a': text_of(1, [0])", texts.text_of(1, [0]), "龙")
         _expect_text("e9 be | 99 | 'a': text_of(1), alone", texts.text_of(1), "�")

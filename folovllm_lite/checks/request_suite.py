@@ -226,8 +226,13 @@ def _allowed(p: SimpleNamespace) -> None:
         for end in sorted(ends):
             sequence = _sequence(p)
             _set(sequence, start)
+            sequence.block_ids, sequence.num_computed = [5, 6], 2
             sequence.move_to(type(sequence.status)[end])
             expect(f"from {start} to {end}: status", sequence.status.name, end)
+            # Who gave the blocks takes them back, and needs their numbers for it.
+            kept = [sequence.block_ids, sequence.num_computed]
+            given = f"blocks [5, 6], 2 computed, from {start} to {end}: both"
+            expect(given, kept, [[5, 6], 2])
 
 
 @_SUITE.property(

@@ -188,8 +188,10 @@ def _kinds(p: SimpleNamespace) -> None:
     given = "replace(SamplingParams(), temperature=0.0).sampling_type"
     expect(given, changed.sampling_type.name, "GREEDY")
     changed = p.SamplingParams()
+    given = "made = SamplingParams(), made.sampling_type"
+    expect(given, changed.sampling_type.name, "RANDOM")
     changed.temperature = 0.0
-    given = "made = SamplingParams(), made.temperature = 0.0: made.sampling_type"
+    given += ", made.temperature = 0.0: made.sampling_type"
     expect(given, changed.sampling_type.name, "GREEDY")
 
 

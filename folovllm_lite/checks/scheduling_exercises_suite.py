@@ -113,6 +113,10 @@ def _turns_order(p: SimpleNamespace) -> None:
     ):
         found = "".join(seq.seq_id for seq in p.fair_turns(_running(*outputs)))
         expect(f"sequences a, b ... with {outputs} tokens generated", found, wanted)
+    given = _running(1, 1)
+    given[0].seq_id, given[1].seq_id = names = ["r9-0", "r10-0"]
+    found = [seq.seq_id for seq in p.fair_turns(given)]
+    expect("sequences r9-0, r10-0 with 1 token each", found, names)
     given = _running(1, 2)
     given[0].data.prompt_token_ids += range(20)
     found = "".join(seq.seq_id for seq in p.fair_turns(given))

@@ -46,8 +46,8 @@ SUITES = {
     scheduler: ("decodes_first", "Scheduler"),
     engine: ("LLMEngine",),
     block_manager: ("BlockManager",),
-    flash: ("flash_attention",),
-    gptq: ("GPTQConfig", "unpack", "output_error"),
+    flash: ("flash_attention", "merge"),
+    gptq: ("GPTQConfig", "make_grid", "unpack", "output_error"),
 }  # fmt: skip
 
 # module, what stands there, what stands instead, words of the property that notices
@@ -400,6 +400,48 @@ MUTANTS = {
     "a_share_of_the_weights": (
         gptq, "whole = ((weight @ hessian) * weight).sum()",
         "whole = (weight * weight).sum()", "Its outputs are nearer"),
+    "a_subclass_is_no_config": (
+        config, "if not isinstance(getattr(self, name), kind):",
+        "if type(getattr(self, name)) is not kind:", "no such config"),
+    "a_kind_is_remembered": (
+        sampling_params, "        return SamplingType.GREEDY if self.temperature == 0",
+        "        kinds = self.__dict__\n"
+        "        if 'kind' not in kinds:\n"
+        "            kinds['kind'] = self.temperature\n"
+        "        return SamplingType.GREEDY if kinds['kind'] == 0", "sampling_type is"),
+    "who_waits_has_no_blocks": (
+        request, "        self.status = status\n",
+        "        self.status = status\n"
+        "        if status is SequenceStatus.WAITING:\n"
+        "            self.block_ids, self.num_computed = [], 0\n", "every arrow"),
+    "every_runtime_error_is_lack_of_memory": (
+        engine, "if not isinstance(error, torch.OutOfMemoryError):",
+        "if not isinstance(error, RuntimeError):", "A step that fails is raised"),
+    "an_extent_that_float16_loses": (
+        gptq, "    scale = ((high - low) / (LEVELS - 1)).half().float()\n"
+        "    scale = torch.where(scale == 0, 1.0, scale)",
+        "    scale = (high - low) / (LEVELS - 1)\n"
+        "    scale = torch.where(scale == 0, 1.0, scale).half().float()",
+        "float16 can hold"),
+    "whatever_no_decoder_takes_is_unfinished": (
+        processor, "        return decoder.getstate()[0]\n",
+        "        data = b''.join(map(self.bytes_of, token_ids[-8:]))\n"
+        "        try:\n"
+        "            data.decode()\n"
+        "        except UnicodeDecodeError as error:\n"
+        "            return data[error.start :]\n"
+        "        return b''\n", "A token's text"),
+    "only_whole_parts_are_empty": (
+        flash, "    best = torch.maximum(a.best, b.best)\n"
+        "    # -inf - -inf is NaN: who has seen nothing yet keeps its zeros.\n"
+        "    down = [torch.where(x.best == best, 1, (x.best - best).exp()) "
+        "for x in (a, b)]\n",
+        "    if (a.best == -math.inf).all():\n"
+        "        return b\n"
+        "    if (b.best == -math.inf).all():\n"
+        "        return a\n"
+        "    best = torch.maximum(a.best, b.best)\n"
+        "    down = [(x.best - best).exp() for x in (a, b)]\n", "seen nothing"),
 }  # fmt: skip
 
 
