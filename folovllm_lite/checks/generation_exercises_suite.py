@@ -140,7 +140,7 @@ def _every_output(p: SimpleNamespace) -> None:
     hint="who was just served goes to the end of a queue; who is done leaves it",
 )
 def _turns(p: SimpleNamespace) -> None:
-    """Jobs take turns: nobody gets a second step while another waits for its first."""
+    """Of jobs that come together, none gets a second step before all had one."""
     for lengths, wanted in (
         ((2, 2), [0, 1, 0, 1]),
         ((3, 1, 2), [0, 1, 2, 0, 2, 0]),
