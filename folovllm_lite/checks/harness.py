@@ -142,12 +142,32 @@ class Suite:
             base = made.get(owner, getattr(self.module, owner))
             own = {part: made.pop(name)}
             if isinstance(base, type):
+                own = {part: self._among_the_packages(own[part])}
                 made[owner] = type("Yours", (base,), own)
             else:
                 names = {**base.__globals__, **own}
                 made[owner] = FunctionType(
                     base.__code__, names, owner, base.__defaults__
                 )
+        return made
+
+    def _among_the_packages(self, method: Any) -> Any:
+        """A method whose neighbours are those of the class that it is judged in.
+
+        Its notebook has some of the same names, and a dataclass from there equals none
+        of the package's, whatever it holds.
+        """
+        if not isinstance(method, FunctionType):
+            return method
+        theirs = {
+            name: piece
+            for name, piece in vars(self.module).items()
+            if getattr(piece, "__module__", None) == self.module.__name__
+        }
+        names = {**method.__globals__, **theirs}
+        made = FunctionType(method.__code__, names, closure=method.__closure__)
+        made.__defaults__ = method.__defaults__
+        made.__kwdefaults__ = method.__kwdefaults__
         return made
 
     def judges(self) -> set[str]:

@@ -79,3 +79,53 @@ def test_a_solution_solves_every_exercise(lesson):
         assert judged(cell) == judged(asked[heading]), f"{heading}: judges the same"
         out = printed(cell)
         assert "properties hold." in out and "✗" not in out, f"{heading}: is green"
+
+
+# ----- the heart: a stub above its answer, which is folded
+
+
+def heart(path: Path) -> int | None:
+    """The place of the cell with the stub of "Your turn"; None without one."""
+    for index, cell in enumerate(read(path)["cells"]):
+        tags = cell["metadata"].get("tags", [])
+        if "reading" in tags and "checks." in cell["source"]:
+            return index
+    return None
+
+
+def run(tree: ast.Module, names: dict) -> None:
+    """As a notebook runs it, without this file's `from __future__`."""
+    exec(compile(tree, "a cell", "exec", dont_inherit=True), names)
+
+
+def of_a_learner(cells: list[dict]) -> dict:
+    """The names of a notebook in which only imports and final cells were run."""
+    names = {"__name__": "a_notebook"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            tree, tags = ast.parse(cell["source"]), cell["metadata"].get("tags", [])
+            if not any(tag.startswith("pkg:") for tag in tags):
+                kinds = ast.Import | ast.ImportFrom
+                tree.body = [node for node in tree.body if isinstance(node, kinds)]
+            run(tree, names)
+    return names
+
+
+@pytest.mark.parametrize(
+    "lesson", [path for path in LESSONS if heart(path)], ids=lambda path: path.stem
+)
+def test_the_folded_answer_is_green_where_the_stub_stands(lesson, capsys):
+    """Among the notebook's own classes, which are not the package's."""
+    cells, index = read(lesson)["cells"], heart(lesson)
+    names = of_a_learner(cells[:index])
+    stub = ast.parse(cells[index]["source"]).body
+    plain = {node.name for node in stub[:-1] if not node.decorator_list}
+    written = next(cell for cell in cells[index + 1 :] if cell["cell_type"] == "code")
+    answer = ast.parse(written["source"])
+    for node in answer.body:
+        if isinstance(node, ast.FunctionDef) and node.name.removeprefix("_") in plain:
+            node.decorator_list, node.name = [], node.name.removeprefix("_")
+    run(answer, names)
+    run(ast.Module([node for node in stub if isinstance(node, ast.Expr)], []), names)
+    out = capsys.readouterr().out
+    assert "properties hold." in out and "✗" not in out
