@@ -185,7 +185,7 @@ class SchedulerConfig:
 class EngineConfig:
     """All of it. The scheduler gets the model's `max_model_len` unless it has its own.
 
-    The caller's `scheduler_config` is left as it was: the engine works on a copy.
+    The caller's `scheduler_config` is left as it was: the length goes into a copy.
 
     Raises:
         TypeError: a part that is no such config.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import fields, is_dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +60,11 @@ def _dtypes(p: SimpleNamespace) -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         got = p.ModelConfig("qwen", dtype=dtype).torch_dtype
         expect(f"ModelConfig('qwen', dtype={dtype}).torch_dtype", got, dtype)
+    made = p.ModelConfig("qwen", dtype="half")
+    for name in ("half", "bfloat16", "auto"):
+        made.dtype = name
+        given = f"dtype='half', read once, then {name!r} assigned: torch_dtype"
+        expect(given, made.torch_dtype, wanted[name])
 
 
 @_SUITE.property(
@@ -66,19 +72,20 @@ def _dtypes(p: SimpleNamespace) -> None:
 )
 def _bad_dtypes(p: SimpleNamespace) -> None:
     """An unknown dtype is a ValueError at once, and the message names it."""
-    for name in ("float12", "", "Float32"):
+    for name in ("float12", "", "Float32", " half", None):
         expect_error(
             f"ModelConfig('qwen', dtype={name!r})",
             lambda name=name: p.ModelConfig("qwen", dtype=name),
             ValueError,
             repr(name),
         )
-    expect_error(
-        "ModelConfig('qwen', dtype=torch.int8)",
-        lambda: p.ModelConfig("qwen", dtype=torch.int8),
-        ValueError,
-        "torch.int8",
-    )
+    for dtype in (torch.int8, torch.float64):
+        expect_error(
+            f"ModelConfig('qwen', dtype={dtype})",
+            lambda dtype=dtype: p.ModelConfig("qwen", dtype=dtype),
+            ValueError,
+            str(dtype),
+        )
 
 
 @_SUITE.property(
@@ -124,13 +131,19 @@ def _model_types(p: SimpleNamespace) -> None:
     p.ModelConfig("qwen", tokenizer_mode="slow", trust_remote_code=True)
     for name, value, error in (
         ("model", 7, TypeError),
+        ("model", "", TypeError),
+        ("model", None, TypeError),
         ("tokenizer", "", TypeError),
         ("tokenizer", 7, TypeError),
         ("tokenizer_mode", "fast", ValueError),
+        ("tokenizer_mode", None, ValueError),
         ("trust_remote_code", "no", TypeError),
+        ("trust_remote_code", 1, TypeError),
         ("max_model_len", "16", TypeError),
         ("max_model_len", True, TypeError),
         ("seed", 1.0, TypeError),
+        ("seed", True, TypeError),
+        ("seed", None, TypeError),
     ):
         expect_error(
             f"ModelConfig('qwen', {name}={value!r})",
@@ -149,8 +162,10 @@ def _model_types(p: SimpleNamespace) -> None:
 def _block_sizes(p: SimpleNamespace) -> None:
     """block_size must be positive; 16 by default."""
     expect("CacheConfig().block_size", p.CacheConfig().block_size, 16)
-    expect("CacheConfig(block_size=1)", p.CacheConfig(block_size=1).block_size, 1)
-    for value in (0, -16):
+    for value in (1, 3):
+        given = f"CacheConfig(block_size={value})"
+        expect(given, p.CacheConfig(block_size=value).block_size, value)
+    for value in (0, -16, 2**63):
         expect_error(
             f"CacheConfig(block_size={value})",
             lambda value=value: p.CacheConfig(block_size=value),
@@ -165,10 +180,10 @@ def _block_sizes(p: SimpleNamespace) -> None:
 )
 def _memory_shares(p: SimpleNamespace) -> None:
     """gpu_memory_utilization lies in (0, 1]."""
-    for value in (1.0, 0.5, 1e-6):
+    for value in (1.0, 1, 0.5, 1e-6):
         got = p.CacheConfig(gpu_memory_utilization=value).gpu_memory_utilization
         expect(f"CacheConfig(gpu_memory_utilization={value})", got, value)
-    for value in (0.0, -0.1, 1.01, 90.0):
+    for value in (0.0, -0.1, 1.01, 90.0, math.inf):
         expect_error(
             f"CacheConfig(gpu_memory_utilization={value})",
             lambda value=value: p.CacheConfig(gpu_memory_utilization=value),
@@ -230,13 +245,14 @@ def _blocks_by_hand(p: SimpleNamespace) -> None:
     expect("... prefix caching", p.CacheConfig().enable_prefix_caching, False)
     made = p.CacheConfig(num_gpu_blocks_override=1).num_gpu_blocks_override
     expect("CacheConfig(num_gpu_blocks_override=1)", made, 1)
-    expect_error(
-        "CacheConfig(num_gpu_blocks_override=0)",
-        lambda: p.CacheConfig(num_gpu_blocks_override=0),
-        ValueError,
-        "num_gpu_blocks_override",
-        "0",
-    )
+    for value in (0, -1):
+        expect_error(
+            f"CacheConfig(num_gpu_blocks_override={value})",
+            lambda value=value: p.CacheConfig(num_gpu_blocks_override=value),
+            ValueError,
+            "num_gpu_blocks_override",
+            str(value),
+        )
 
 
 @_SUITE.property(
@@ -249,12 +265,17 @@ def _cache_types(p: SimpleNamespace) -> None:
         ("block_size", "16"),
         ("block_size", 16.0),
         ("block_size", True),
+        ("block_size", None),
         ("gpu_memory_utilization", "0.9"),
         ("gpu_memory_utilization", True),
+        ("gpu_memory_utilization", None),
         ("swap_space", "4"),
         ("swap_space", True),
+        ("swap_space", None),
         ("num_gpu_blocks_override", 1.0),
+        ("num_gpu_blocks_override", True),
         ("enable_prefix_caching", "no"),
+        ("enable_prefix_caching", 1),
     ):
         expect_error(
             f"CacheConfig({name}={value!r})",
@@ -281,13 +302,14 @@ def _scheduler(p: SimpleNamespace) -> None:
     for name in ("max_num_seqs", "max_num_batched_tokens"):
         given = f"SchedulerConfig({name}=1).{name}"
         expect(given, getattr(p.SchedulerConfig(**{name: 1}), name), 1)
-        expect_error(
-            f"SchedulerConfig({name}=0)",
-            lambda name=name: p.SchedulerConfig(**{name: 0}),
-            ValueError,
-            name,
-            "0",
-        )
+        for value in (0, -1):
+            expect_error(
+                f"SchedulerConfig({name}={value})",
+                lambda name=name, value=value: p.SchedulerConfig(**{name: value}),
+                ValueError,
+                name,
+                str(value),
+            )
 
 
 @_SUITE.property(
@@ -301,9 +323,12 @@ def _scheduler_types(p: SimpleNamespace) -> None:
     for name, value, error in (
         ("max_model_len", 0, ValueError),
         ("max_model_len", "16", TypeError),
+        ("max_model_len", True, TypeError),
         ("max_num_seqs", True, TypeError),
         ("max_num_batched_tokens", 16.0, TypeError),
+        ("max_num_batched_tokens", True, TypeError),
         ("enable_chunked_prefill", 1, TypeError),
+        ("enable_chunked_prefill", None, TypeError),
     ):
         expect_error(
             f"SchedulerConfig({name}={value!r})",
@@ -320,13 +345,23 @@ def _preemption(p: SimpleNamespace) -> None:
     for mode in ("recompute", "swap", None):
         made = p.SchedulerConfig(preemption_mode=mode).preemption_mode
         expect(f"SchedulerConfig(preemption_mode={mode!r})", made, mode)
-    for mode in ("", "Swap"):
+    for mode in ("", "Swap", False):
         expect_error(
             f"SchedulerConfig(preemption_mode={mode!r})",
             lambda mode=mode: p.SchedulerConfig(preemption_mode=mode),
             ValueError,
             repr(mode),
         )
+
+
+def _tried(given: str, call: Callable[[], Any], wanted: Any) -> Any:
+    """What `call` returns; whatever it raises is a failure that names the input."""
+    try:
+        return call()
+    except NotImplementedError:
+        raise  # a stub that isn't written yet, and no wrong answer
+    except Exception as error:  # noqa: BLE001  whatever a learner's code may raise
+        fail(given, f"{type(error).__name__}: {error}", wanted)
 
 
 def _parts(p: SimpleNamespace, engine: Any) -> SimpleNamespace:
@@ -372,33 +407,35 @@ def _engine(
 def _engine_types(p: SimpleNamespace) -> None:
     """A part that is no such config is a TypeError that names the part and the kind."""
     parts = _parts(p, p.EngineConfig)
-    model = parts.ModelConfig("folo")
-    for given, call, words in (
-        (
-            "EngineConfig('folo')",
-            lambda: p.EngineConfig("folo"),
-            ("model_config", "ModelConfig", "'folo'"),
-        ),
-        (
-            "EngineConfig(model, {'block_size': 8})",
-            lambda: p.EngineConfig(model, {"block_size": 8}),
-            ("cache_config", "CacheConfig", "{'block_size': 8}"),
-        ),
-        (
-            "EngineConfig(model, SchedulerConfig())",
-            lambda: p.EngineConfig(model, parts.SchedulerConfig()),
-            ("cache_config", "CacheConfig", "SchedulerConfig("),
-        ),
-        (
-            "EngineConfig(model, scheduler_config=None)",
-            lambda: p.EngineConfig(model, scheduler_config=None),
-            ("scheduler_config", "SchedulerConfig", "None"),
-        ),
+    kinds = {
+        "model_config": parts.ModelConfig,
+        "cache_config": parts.CacheConfig,
+        "scheduler_config": parts.SchedulerConfig,
+    }
+    model, scheduler = parts.ModelConfig("folo"), parts.SchedulerConfig()
+    for name, kind, other in (  # the other one has a max_model_len too
+        ("model_config", "ModelConfig", scheduler),
+        ("cache_config", "CacheConfig", scheduler),
+        ("scheduler_config", "SchedulerConfig", model),
     ):
-        expect_error(given, call, TypeError, *words)
-    given = "model is of a subclass of ModelConfig, EngineConfig(model): its model"
-    model = type("Mine", (parts.ModelConfig,), {})("folo")
-    expect(given, p.EngineConfig(model).model_config.model, "folo")
+        for value, named in (
+            ("qwen", "qwen"),
+            (None, "None"),
+            ({}, "{}"),
+            (other, f"{type(other).__name__}("),
+        ):
+            made = {"model_config": model, name: value}
+            expect_error(
+                f"EngineConfig with {name}={value!r}",
+                lambda made=made: p.EngineConfig(**made),
+                TypeError,
+                *(name, kind, named),
+            )
+        mine = type("Mine", (kinds[name],), {})
+        value = mine("folo") if name == "model_config" else mine()
+        made = {"model_config": model, name: value}
+        given = f"EngineConfig with a {name} of a subclass of {kind}"
+        _tried(given, lambda made=made: p.EngineConfig(**made), "no error")
 
 
 @_SUITE.property(
@@ -413,34 +450,58 @@ def _sync(p: SimpleNamespace) -> None:
     engine = _engine(p, p.EngineConfig, 512, max_model_len=100)
     given = "model max_model_len=512, scheduler 100"
     expect(given, engine.scheduler_config.max_model_len, 100)
+    expect(f"{given}: the model's", engine.model_config.max_model_len, 512)
     engine = _engine(p, p.EngineConfig, 512, max_model_len=512)
     given = "model max_model_len=512, scheduler 512"
     expect(given, engine.scheduler_config.max_model_len, 512)
     engine = _engine(p, p.EngineConfig, None, max_model_len=64)
     given = "model max_model_len=None, scheduler 64: the model's, afterwards"
     expect(given, engine.model_config.max_model_len, None)
+    engine = _engine(p, p.EngineConfig, None)
+    given = "model max_model_len=None, scheduler None"
+    expect(given, engine.scheduler_config.max_model_len, None)
 
 
 @_SUITE.property("EngineConfig", hint="replace changes one field and keeps the others")
 def _sync_keeps(p: SimpleNamespace) -> None:
-    """All else that the scheduler was told stays as it was."""
-    more = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "preemption_mode": "swap"}
-    engine = _engine(p, p.EngineConfig, 512, **more)
-    for name, value in more.items():
-        given = f"model max_model_len=512, scheduler None and {name}={value!r}: {name}"
-        expect(given, getattr(engine.scheduler_config, name), value)
+    """All else that the parts were told stays as it was."""
+    parts = _parts(p, p.EngineConfig)
+    told = {
+        "model_config": {"model": "folo", "dtype": "half", "seed": 7},
+        "cache_config": {"block_size": 4, "enable_prefix_caching": True},
+        "scheduler_config": {
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 64,
+            "enable_chunked_prefill": True,
+            "preemption_mode": "swap",
+        },
+    }
+    for length in (None, 100):
+        engine = p.EngineConfig(
+            parts.ModelConfig(**told["model_config"], max_model_len=512),
+            parts.CacheConfig(**told["cache_config"]),
+            parts.SchedulerConfig(**told["scheduler_config"], max_model_len=length),
+        )
+        for part, values in told.items():
+            for name, value in values.items():
+                given = (
+                    f"model max_model_len=512, scheduler {length}, and {part} with "
+                    f"{name}={value!r}: {name}"
+                )
+                expect(given, getattr(getattr(engine, part), name), value)
 
 
 @_SUITE.property("EngineConfig", hint="compare the two lengths before handing one down")
 def _contradiction(p: SimpleNamespace) -> None:
     """A scheduler that allows more than the model is refused, with both numbers."""
-    expect_error(
-        "model max_model_len=512, scheduler 1024",
-        lambda: _engine(p, p.EngineConfig, 512, max_model_len=1024),
-        ValueError,
-        "512",
-        "1024",
-    )
+    for length in (513, 1024):
+        expect_error(
+            f"model max_model_len=512, scheduler {length}",
+            lambda length=length: _engine(p, p.EngineConfig, 512, max_model_len=length),
+            ValueError,
+            "512",
+            str(length),
+        )
 
 
 @_SUITE.property(
@@ -482,16 +543,6 @@ def _caller(p: SimpleNamespace) -> None:
 # ----- notebook 01's exercises
 
 
-def _tried(given: str, call: Callable[[], Any], wanted: Any) -> Any:
-    """What `call` returns; whatever it raises is a failure that names the input."""
-    try:
-        return call()
-    except NotImplementedError:
-        raise  # a stub that isn't written yet, and no wrong answer
-    except Exception as error:  # noqa: BLE001  whatever a learner's code may raise
-        fail(given, f"{type(error).__name__}: {error}", wanted)
-
-
 @_SUITE.property(
     "check_vllm_options", hint="a table from the option's name to the values that pass"
 )
@@ -502,6 +553,7 @@ def _options_off(p: SimpleNamespace) -> None:
         {"enforce_eager": True},
         {"tensor_parallel_size": 1, "pipeline_parallel_size": 1},
         {"enable_lora": False, "kv_cache_dtype": "auto", "revision": None},
+        {"load_format": "safetensors", "cpu_offload_gb": 0.0, "hf_overrides": {}},
     ):
         given, before = f"check_vllm_options({options})", dict(options)
         try:
@@ -525,27 +577,31 @@ def _options_on(p: SimpleNamespace) -> None:
         ("tensor_parallel_size", True),
         ("enforce_eager", False),
         ("enable_lora", True),
+        ("enable_lora", 0),
         ("kv_cache_dtype", "fp8"),
+        ("hf_overrides", {"rope_theta": 1}),
     ):
-        options = {"pipeline_parallel_size": 1, name: value}
-        expect_error(
-            f"{options}",
-            lambda options=options: p.check_vllm_options(options),
-            NotImplementedError,
-            name,
-            repr(value),
-        )
+        off = {"pipeline_parallel_size": 1}
+        for options in ({**off, name: value}, {name: value, **off}):
+            expect_error(
+                f"{options}",
+                lambda options=options: p.check_vllm_options(options),
+                NotImplementedError,
+                name,
+                repr(value),
+            )
 
 
 @_SUITE.property("check_vllm_options", hint="a typo is no option of vLLM's either")
 def _options_unknown(p: SimpleNamespace) -> None:
     """A name that vLLM hasn't either is a TypeError with the name."""
-    expect_error(
-        "{'enforce_eagr': True}",
-        lambda: p.check_vllm_options({"enforce_eagr": True}),
-        TypeError,
-        "enforce_eagr",
-    )
+    for options in ({"enforce_eagr": True}, {"enforce_eagr": None}):
+        expect_error(
+            f"{options}",
+            lambda options=options: p.check_vllm_options(options),
+            TypeError,
+            "enforce_eagr",
+        )
 
 
 def _six_engines(p: SimpleNamespace, letters: str) -> None:
@@ -620,10 +676,11 @@ def _strict(p: SimpleNamespace, length: int | None, **scheduler: Any) -> Any:
 def _allowed(
     p: SimpleNamespace, given: str, length: int | None, **scheduler: Any
 ) -> None:
-    """Such an engine is made, and its budget is the one that was asked for."""
+    """Such an engine is made, and its scheduler is told what was asked for."""
     made = _tried(given, lambda: _strict(p, length, **scheduler), "no error")
-    budget = scheduler.get("max_num_batched_tokens")
-    expect(f"{given}: max_num_batched_tokens", made.max_num_batched_tokens, budget)
+    asked = {"max_num_batched_tokens": None, "max_model_len": length, **scheduler}
+    for name, value in asked.items():
+        expect(f"{given}: {name}", getattr(made, name), value)
 
 
 @_SUITE.property(
@@ -634,13 +691,10 @@ def _strict_is_an_engine(p: SimpleNamespace) -> None:
     given = "model max_model_len=512, scheduler None, no budget"
     made = _tried(given, lambda: _strict(p, 512), "no error")
     expect(given, made.max_model_len, 512)
-    expect_error(
-        "model max_model_len=512, scheduler 1024",
-        lambda: _strict(p, 512, max_model_len=1024),
-        ValueError,
-        "512",
-        "1024",
-    )
+    strict = SimpleNamespace(**{**vars(p), "EngineConfig": p.StrictEngineConfig})
+    for each in _SUITE.properties:
+        if each.needs == ("EngineConfig",):
+            each.holds(strict)
 
 
 @_SUITE.property(
@@ -650,7 +704,12 @@ def _strict_is_an_engine(p: SimpleNamespace) -> None:
 def _strict_without_numbers(p: SimpleNamespace) -> None:
     """Where no budget is given, or no length is known, there is nothing to compare."""
     _allowed(p, "no budget, length 512", 512, max_num_seqs=1024)
-    _allowed(p, "budget 256, no length anywhere", None, max_num_batched_tokens=256)
+    no_budget = "no budget, length 512, chunked prefill"
+    _allowed(p, no_budget, 512, enable_chunked_prefill=True)
+    for budget in (8, 256):
+        given = f"budget {budget} for as many sequences, no length anywhere"
+        same = {"max_num_batched_tokens": budget, "max_num_seqs": budget}
+        _allowed(p, given, None, **same)
 
 
 @_SUITE.property(
@@ -663,13 +722,16 @@ def _strict_seqs(p: SimpleNamespace) -> None:
         _allowed(
             p, f"budget 8, length 4, {given}", 4, max_num_batched_tokens=8, **given
         )
-        expect_error(
-            f"budget 7, length 4, {given}",
-            lambda given=given: _strict(p, 4, max_num_batched_tokens=7, **given),
-            ValueError,
-            "7",
-            "8",
-        )
+        for length in (4, None):
+            expect_error(
+                f"budget 7, length {length}, {given}",
+                lambda length=length, given=given: _strict(
+                    p, length, max_num_batched_tokens=7, **given
+                ),
+                ValueError,
+                "7",
+                "8",
+            )
 
 
 @_SUITE.property(
@@ -678,18 +740,22 @@ def _strict_seqs(p: SimpleNamespace) -> None:
 )
 def _strict_prompts(p: SimpleNamespace) -> None:
     """Without chunked prefill a budget below the longest text is refused likewise."""
-    given = {"max_num_seqs": 8, "max_num_batched_tokens": 64}
-    _allowed(p, "budget 64, length 64", 64, **given)
+    asked = {"max_num_seqs": 8, "max_num_batched_tokens": 64}
+    _allowed(p, "budget 64, length 64", 64, **asked)
     short = "budget 64, scheduler's length 64, model's 512"
-    _allowed(p, short, 512, max_model_len=64, **given)
-    expect_error(
-        "budget 511, length 512",
-        lambda: _strict(p, 512, max_num_batched_tokens=511, max_num_seqs=8),
-        ValueError,
-        "511",
-        "512",
-    )
-    chunked = {**given, "enable_chunked_prefill": True}
+    _allowed(p, short, 512, max_model_len=64, **asked)
+    for budget, length, model in ((511, 512, 512), (64, 65, 512), (64, 65, None)):
+        given = {"max_num_batched_tokens": budget, "max_num_seqs": 8}
+        if length != model:
+            given["max_model_len"] = length
+        expect_error(
+            f"budget {budget}, scheduler's length {length}, model's {model}",
+            lambda model=model, given=given: _strict(p, model, **given),
+            ValueError,
+            str(budget),
+            str(length),
+        )
+    chunked = {**asked, "enable_chunked_prefill": True}
     _allowed(p, "budget 64, length 512, chunked prefill", 512, **chunked)
 
 
@@ -704,12 +770,15 @@ def _longest(
 ) -> None:
     """Expect `wanted` of `longest_length`; `length` is the model's max_model_len."""
     config = _engine(p, p.EngineConfig, length, block_size, max_num_seqs=seqs)
+    before = deepcopy(config)
     given = (
         f"{blocks} block{'s' * (blocks != 1)} of {block_size} tokens, "
         f"{seqs} text{'s' * (seqs != 1)}, max_model_len {length}, {positions} positions"
     )
     got = _tried(given, lambda: p.longest_length(blocks, config, positions), wanted)
-    expect(given, got, wanted)
+    if got != wanted or type(got) is not int:  # 8.0 is no max_model_len
+        fail(given, repr(got), wanted)
+    expect(f"{given}: the config, afterwards", config, before)
 
 
 @_SUITE.property(
@@ -737,8 +806,18 @@ def _length_capped(p: SimpleNamespace) -> None:
     """However large the pool, no other limit is exceeded."""
     for length, positions, wanted in ((None, 30, 30), (20, 30, 20), (50, 30, 30)):
         _longest(p, wanted, 100, 4, 2, length, positions)
-    config = _engine(p, p.EngineConfig, 20, 4, max_num_seqs=2, max_model_len=10)
-    given = "100 blocks, max_model_len 20, the scheduler's 10, 30 positions"
+    _longest(p, 8, 5, 4, 2, 20, 30)  # and where the pool is small, it is the limit
+    config = _engine(
+        p,
+        p.EngineConfig,
+        20,
+        4,
+        max_num_seqs=2,
+        max_model_len=10,
+        max_num_batched_tokens=5,
+        enable_chunked_prefill=True,
+    )
+    given = "100 blocks, max_model_len 20, the scheduler's 10, 30 positions, budget 5"
     expect(given, _tried(given, lambda: p.longest_length(100, config, 30), 10), 10)
 
 
@@ -746,11 +825,12 @@ def _length_capped(p: SimpleNamespace) -> None:
 def _length_refused(p: SimpleNamespace) -> None:
     """A pool with less than a block for each text is refused with both numbers."""
     _longest(p, 4, 3, 4, 3)
-    config = _engine(p, p.EngineConfig, None, 4, max_num_seqs=7)
-    expect_error(
-        "5 blocks of 4 tokens, 7 texts",
-        lambda: p.longest_length(5, config, 4096),
-        ValueError,
-        "5",
-        "7",
-    )
+    for blocks, seqs in ((5, 7), (0, 1)):
+        config = _engine(p, p.EngineConfig, None, 4, max_num_seqs=seqs)
+        expect_error(
+            f"{blocks} blocks of 4 tokens, {seqs} text{'s' * (seqs != 1)}",
+            lambda blocks=blocks, config=config: p.longest_length(blocks, config, 4096),
+            ValueError,
+            str(blocks),
+            str(seqs),
+        )

@@ -78,11 +78,13 @@ def _seeds_repeat(p: SimpleNamespace) -> None:
     """The same seed gives the same numbers in Python, NumPy and PyTorch."""
     with _generators_kept():
         for name, draw in _DRAWS.items():
-            p.set_random_seed(7)
-            first = draw()
-            p.set_random_seed(7)
-            if draw() != first:
-                fail(f"{name} after set_random_seed(7), twice", "two numbers", "one")
+            for seed in (7, 0):
+                p.set_random_seed(seed)
+                first = draw()
+                p.set_random_seed(seed)
+                if draw() != first:
+                    given = f"{name} after set_random_seed({seed}), twice"
+                    fail(given, "two numbers", "one")
 
 
 @_SUITE.property("set_random_seed", hint="is the argument used everywhere?")
@@ -101,7 +103,7 @@ def _seeds_differ(p: SimpleNamespace) -> None:
 def _large_seeds(p: SimpleNamespace) -> None:
     """A seed may have more than 32 bits."""
     with _generators_kept():
-        for seed in (0, 2**32, 2**40):
+        for seed in (0, 2**32, 2**40, 2**63 - 1):
             try:
                 p.set_random_seed(seed)
             except (ValueError, RuntimeError) as error:
@@ -115,12 +117,13 @@ def _large_seeds_differ(p: SimpleNamespace) -> None:
     """That holds for large neighbours too."""
     with _generators_kept():
         for name, draw in _DRAWS.items():
-            p.set_random_seed(2**40)
-            first = draw()
-            p.set_random_seed(2**40 + 1)
-            if draw() == first:
-                given = f"{name} after set_random_seed of 2**40 and of 2**40 + 1"
-                fail(given, "one number", "two")
+            for bits in (40, 62):
+                p.set_random_seed(2**bits)
+                first = draw()
+                p.set_random_seed(2**bits + 1)
+                if draw() == first:
+                    given = f"{name} after set_random_seed of 2**{bits} and one more"
+                    fail(given, "one number", "two")
 
 
 @_SUITE.property(
@@ -154,6 +157,8 @@ def _devices(p: SimpleNamespace) -> None:
         (0, None, torch.device("cpu")),
         (1, None, torch.device("cuda")),
         (1, "cpu", torch.device("cpu")),
+        (1, "cuda", torch.device("cuda")),
+        (1, torch.device("cuda:0"), torch.device("cuda:0")),
         (2, "cuda:1", torch.device("cuda:1")),
         (0, torch.device("cpu"), torch.device("cpu")),
     ):
@@ -169,8 +174,11 @@ def _no_devices(p: SimpleNamespace) -> None:
     """A device that doesn't exist is a ValueError that names it."""
     for count, device in (
         (0, "gpu9"),
+        (0, ""),  # and not None
+        (0, 3.5),
         (0, "cuda"),
         (1, "cuda:1"),
+        (1, torch.device("cuda:1")),
         (2, "cuda:99"),
         (0, "meta"),  # known to PyTorch, and it holds no numbers
     ):
@@ -179,23 +187,27 @@ def _no_devices(p: SimpleNamespace) -> None:
                 f"get_device({device!r}), {count} GPUs",
                 lambda device=device: p.get_device(device),
                 ValueError,
-                device,
+                str(device),
             )
 
 
 @_SUITE.property("move_to_device", hint="Tensor.to copies only where it has to")
 def _moves(p: SimpleNamespace) -> None:
     """Tensors are moved in order; what is there already is not copied."""
-    tensors = [torch.zeros(1), torch.zeros(2)]
+    tensors = [torch.zeros(1), torch.zeros(2, dtype=torch.int64)]
     given = list(tensors)
     moved = p.move_to_device(tensors, "meta")
     expect("to 'meta': devices", [str(t.device) for t in moved], ["meta", "meta"])
     expect("to 'meta': shapes", [list(t.shape) for t in moved], [[1], [2]])
+    expect("to 'meta': dtypes", [t.dtype for t in moved], [t.dtype for t in given])
     kept = all(t is old for t, old in zip(tensors, given, strict=True))
     expect("the list that was passed in holds the same tensors", kept, True)
     stayed = p.move_to_device(tensors, torch.device("cpu"))
     same = [t is old for t, old in zip(stayed, given, strict=True)]
     expect("to 'cpu', where they are: the same objects", same, [True, True])
+    mixed = p.move_to_device([tensors[0], moved[1]], "meta")
+    expect("one of two to 'meta'", [str(t.device) for t in mixed], ["meta", "meta"])
+    expect("no tensors at all", p.move_to_device([], "cpu"), [])
 
 
 @_SUITE.property("tensor_on", hint="torch.tensor finds a dtype, unless it is told one")

@@ -5,8 +5,10 @@ the wrong types, of the helpers, and of the three exercises. `solutions` are the
 exercises as notebooks/solutions/01_configs.ipynb has them.
 """
 
+import copy
 import dataclasses
 import json
+import math
 import random
 import uuid
 
@@ -502,6 +504,66 @@ def strict_compares_with_the_models_length(self):
         _refuse(budget, max(seqs, length or 0))
 
 
+@_strict
+def strict_settles_by_itself(self):
+    model, scheduler = self.model_config.max_model_len, self.scheduler_config
+    if scheduler.max_model_len is None:
+        scheduler.max_model_len = model  # the caller's
+    strict_right.__post_init__(self)
+
+
+@_strict
+def strict_takes_any_part(self):
+    if isinstance(self.cache_config, CacheConfig):
+        return strict_right.__post_init__(self)
+    strict_right.__post_init__(dataclasses.replace(self, cache_config=CacheConfig()))
+
+
+@_strict
+def strict_needs_a_models_length(self):
+    EngineConfig.__post_init__(self)
+    budget, seqs, _ = _budgets(self)
+    if budget is not None and budget < seqs:
+        _refuse(budget, seqs)
+    if self.model_config.max_model_len is not None:
+        strict_right.__post_init__(self)
+
+
+@_strict
+def strict_needs_some_length(self):
+    EngineConfig.__post_init__(self)
+    if self.scheduler_config.max_model_len is not None:
+        strict_right.__post_init__(self)
+
+
+@_strict
+def strict_names_the_models_length(self):
+    EngineConfig.__post_init__(self)
+    budget, seqs, length = _budgets(self)
+    try:
+        strict_right.__post_init__(self)
+    except ValueError:
+        _refuse(budget, seqs if budget < seqs else self.model_config.max_model_len)
+
+
+@_strict
+def strict_cuts_the_length(self):
+    strict_right.__post_init__(self)
+    budget, _, length = _budgets(self)
+    if budget and length:
+        self.scheduler_config = dataclasses.replace(
+            self.scheduler_config, max_model_len=min(budget, length)
+        )
+
+
+@_strict
+def strict_wants_a_budget_for_chunks(self):
+    strict_right.__post_init__(self)
+    given = self.scheduler_config
+    if given.enable_chunked_prefill and given.max_num_batched_tokens is None:
+        raise ValueError("max_num_batched_tokens is None")
+
+
 def _limits(config, positions):
     given = config.scheduler_config.max_model_len
     return min(positions, given or positions)
@@ -560,6 +622,32 @@ def length_may_be_zero(num_blocks, config, positions):
     return min(fits * config.cache_config.block_size, _limits(config, positions))
 
 
+def length_is_a_float(num_blocks, config, positions):
+    return float(length_right(num_blocks, config, positions))
+
+
+def length_is_written_down(num_blocks, config, positions):
+    found = length_right(num_blocks, config, positions)
+    config.scheduler_config.max_model_len = found
+    return found
+
+
+def length_must_be_reached(num_blocks, config, positions):
+    found = length_right(num_blocks, config, positions)
+    if found < (config.scheduler_config.max_model_len or 0):
+        raise ValueError(f"{num_blocks} blocks are too few")
+    return found
+
+
+def length_of_no_blocks(num_blocks, config, positions):
+    return num_blocks and length_right(num_blocks, config, positions)
+
+
+def length_within_the_budget(num_blocks, config, positions):
+    found = length_right(num_blocks, config, positions)
+    return min(found, config.scheduler_config.max_num_batched_tokens or found)
+
+
 EXERCISE_MUTANTS = {
     "predicted_lengths": [
         predicts_nothing,
@@ -581,6 +669,13 @@ EXERCISE_MUTANTS = {
         strict_chunked_allows_everything,
         strict_raises_the_budget,
         strict_compares_with_the_models_length,
+        strict_settles_by_itself,
+        strict_takes_any_part,
+        strict_needs_a_models_length,
+        strict_needs_some_length,
+        strict_names_the_models_length,
+        strict_cuts_the_length,
+        strict_wants_a_budget_for_chunks,
     ],
     "longest_length": [
         length_divides_tokens,
@@ -591,6 +686,11 @@ EXERCISE_MUTANTS = {
         length_beyond_the_config,
         length_by_the_models_config,
         length_may_be_zero,
+        length_is_a_float,
+        length_is_written_down,
+        length_must_be_reached,
+        length_of_no_blocks,
+        length_within_the_budget,
     ],
 }
 
@@ -607,6 +707,50 @@ def test_a_right_answer_passes(capsys):
         longest_length=length_right,
     )
     assert "All 11 properties hold." in capsys.readouterr().out
+
+
+@dataclasses.dataclass
+class StrictData(EngineConfig):
+    def __post_init__(self):
+        super().__post_init__()
+        given = self.scheduler_config
+        needed = {"max_num_seqs": given.max_num_seqs}
+        if not given.enable_chunked_prefill and given.max_model_len is not None:
+            needed["max_model_len"] = given.max_model_len
+        for name, count in needed.items():
+            if given.max_num_batched_tokens not in (None, *range(count, 10**6)):
+                raise ValueError(f"{given.max_num_batched_tokens} < {name}={count}")
+
+
+def length_by_trying(num_blocks, config, positions):
+    given, size = config.scheduler_config, config.cache_config.block_size
+    limit = min(positions, given.max_model_len or positions)
+    for length in range(limit, 0, -1):
+        if given.max_num_seqs * -(-length // size) <= num_blocks:
+            return length
+    raise ValueError(f"{given.max_num_seqs} texts can't share {num_blocks} blocks")
+
+
+@_engine
+def engine_copies_everything(self):
+    for part in dataclasses.fields(self):
+        value = getattr(self, part.name)
+        if not isinstance(value, part.type):
+            raise TypeError(f"{part.name}: {value} is no {part.type.__name__}")
+        setattr(self, part.name, copy.deepcopy(value))
+    model, scheduler = self.model_config, self.scheduler_config
+    scheduler.max_model_len = scheduler.max_model_len or model.max_model_len
+    if (scheduler.max_model_len or 0) > (model.max_model_len or math.inf):
+        raise ValueError(f"{scheduler.max_model_len} is above {model.max_model_len}")
+
+
+def test_other_right_answers_pass(capsys):
+    checks.config(
+        EngineConfig=engine_copies_everything,
+        StrictEngineConfig=StrictData,
+        longest_length=length_by_trying,
+    )
+    assert "✗" not in capsys.readouterr().out
 
 
 def test_a_wrong_prediction_is_not_told_the_answer(capsys):

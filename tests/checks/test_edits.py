@@ -91,7 +91,78 @@ MUTANTS = {
         config,
         "replace(\n                self.scheduler_config, max_model_len=model_len"
         "\n            )", "SchedulerConfig(max_model_len=model_len)",
-        "All else that the scheduler"),
+        "All else that the parts"),
+    "some_of_the_scheduler_is_copied": (
+        config,
+        "replace(\n                self.scheduler_config, max_model_len=model_len"
+        "\n            )",
+        "SchedulerConfig(self.scheduler_config.max_num_batched_tokens, "
+        "self.scheduler_config.max_num_seqs, model_len, preemption_mode="
+        "self.scheduler_config.preemption_mode)", "All else that the parts"),
+    "the_cache_config_is_made_anew": (
+        config, "        model_len = self.model_config.max_model_len\n",
+        "        model_len = self.model_config.max_model_len\n"
+        "        self.cache_config = CacheConfig()\n", "All else that the parts"),
+    "a_length_nobody_gave": (
+        config, "self.scheduler_config, max_model_len=model_len",
+        "self.scheduler_config, max_model_len=model_len or 2048", "hands the model's"),
+    "the_model_is_shortened": (
+        config, "        elif model_len is not None and scheduler_len > model_len:",
+        "        elif model_len and scheduler_len < model_len:\n"
+        "            self.model_config.max_model_len = scheduler_len\n"
+        "        elif model_len is not None and scheduler_len > model_len:",
+        "hands the model's"),
+    "one_token_more_than_the_model": (
+        config, "scheduler_len > model_len", "scheduler_len > model_len + 1",
+        "allows more than the model"),
+    "an_empty_cache_config_is_the_default": (
+        config, "        for name, kind in (\n            (\"model_config\"",
+        "        self.cache_config = self.cache_config or CacheConfig()\n"
+        "        for name, kind in (\n            (\"model_config\"",
+        "no such config"),
+    "any_part_with_a_length": (
+        config, "if not isinstance(getattr(self, name), kind):",
+        "if not hasattr(getattr(self, name), 'max_model_len' if name != "
+        "'cache_config' else 'block_size'):", "no such config"),
+    "parts_of_exactly_that_class": (
+        config, "if not isinstance(getattr(self, name), kind):",
+        "if type(getattr(self, name)) is not kind and name != 'model_config':",
+        "no such config"),
+    "torch_dtype_is_remembered": (
+        config, "    @property\n    def torch_dtype",
+        "    @__import__('functools').cached_property\n    def torch_dtype",
+        "torch_dtype resolves"),
+    "no_dtype_is_auto": (
+        config, "*filter(None, _DTYPES.values())", "*_DTYPES.values()",
+        "An unknown dtype"),
+    "no_count_is_the_default": (
+        config, "optional: bool = False", "optional: bool = True", "wrong type"),
+    "options_that_are_empty_are_off": (
+        config, "        off = _VLLM_OPTIONS[name]\n",
+        "        off = _VLLM_OPTIONS[name]\n"
+        "        if not value and name != 'enforce_eager':\n            continue\n",
+        "One that asks for more"),
+    "options_go_into_a_set": (
+        config, "not in [(type(x), x) for x in off]",
+        "not in {(type(x), x) for x in off}", 'where they say "off"'),
+    "only_the_last_option_counts": (
+        config, "for name, value in options.items():",
+        "for name, value in list(options.items())[-1:]:", "One that asks for more"),
+    "seeds_end_at_62_bits": (
+        utils, "    random.seed(seed)\n",
+        "    seed = min(seed, 2**62)\n    random.seed(seed)\n", "large neighbours"),
+    "seed_0_is_any": (
+        utils, "    random.seed(seed)\n",
+        "    if not seed:\n        random.seed()\n        return\n"
+        "    random.seed(seed)\n", "The same seed gives"),
+    "a_made_device_is_trusted": (
+        utils, "    if device is None:\n",
+        "    if isinstance(device, torch.device):\n        return device\n"
+        "    if device is None:\n", "doesn't exist"),
+    "an_empty_device_is_none": (
+        utils, "    if device is None:\n", "    if not device:\n", "doesn't exist"),
+    "a_gpu_needs_a_number": (
+        utils, "(chosen.index or 0) >=", "(chosen.index or 1) >=", "None picks CUDA"),
     "one_cache_config_for_all": (
         config, "field(default_factory=CacheConfig)",
         "field(default_factory=lambda at=CacheConfig(): at)", "share no config"),
