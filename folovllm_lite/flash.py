@@ -84,7 +84,7 @@ def flash_attention(
         k: [S, Hkv, D], from position 0 on.
         v: [S, Hkv, D], likewise.
         q_positions: [T] int64.
-        tile: keys of a part.
+        tile: keys of a tile; the last may have fewer.
 
     Returns:
         [T, Hq, D], in q's dtype; what is summed is summed in float32.
@@ -108,7 +108,7 @@ def flash_attention(
 
 # ----- a CPU: Numba
 
-TILE = 256  # tokens of a part: its keys stay in a core's own cache until all is done
+TILE = 256  # tokens of a tile: its keys stay in a core's own cache until all is done
 _SUMS = {"reassoc", "contract", "nsz"}  # sums in any order; NaN and inf stay themselves
 
 
@@ -480,8 +480,8 @@ def paged_decode(
     q, out [T, Hq, D]; keys, values [Hkv, B, S, D]; plan [2 + blocks, N], a column for
     each row: which of the T, the sequence's tokens, its blocks. With more than one
     share, out is [N, Hq, SPLITS, D] and lse [N, Hq, SPLITS] gets the logarithm of each
-    share's sum. Shapes of tiles are powers of 2: GROUP, WIDTH and TOKENS, of which
-    group, D and some are real.
+    share's sum. Tiles have powers of 2 for their sizes: GROUP holds the group's heads,
+    WIDTH the D numbers of a head, and TOKENS keys are taken at a time.
     """
     n, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     N, plan = tl.num_programs(0), plan_at + n

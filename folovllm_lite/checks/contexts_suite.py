@@ -181,14 +181,14 @@ def _decoding(p: SimpleNamespace) -> None:
 )
 def _groups(p: SimpleNamespace) -> None:
     """Query heads that are neighbours share a key/value head."""
-    for heads, kv_heads in ((2, 2), (4, 2), (6, 2), (3, 1), (8, 1), (16, 2)):
+    for heads, kv_heads in ((2, 2), (4, 2), (6, 2), (3, 1), (8, 1), (16, 2), (16, 1)):
         Step((6, 1), Hq=heads, Hkv=kv_heads).judge(p.context)
 
 
 @_SUITE.property("context", hint="what depends on D, and is D always a power of 2?")
 def _head_sizes(p: SimpleNamespace) -> None:
     """Scores are divided by sqrt(D), for any size of head."""
-    for D in (16, 24, 32, 64, 80, 128):
+    for D in (16, 20, 24, 32, 64, 80, 128):
         Step((5, 1), Hq=4, Hkv=2, D=D).judge(p.context)
 
 
@@ -251,6 +251,16 @@ def _large_scores(p: SimpleNamespace) -> None:
             step.put([slot], key[None], step.values[0][liked][None])
             step.given += f", key {liked} liked best by far"
             step.judge(p.context, 1e-3)
+    step = Step((9, 1), block_size=16)
+    step.q[:] = step.q[:, :1]
+    # Along -q: all scores are far below 0, from about -200 on down.
+    sizes = 200 + torch.arange(10.0)[:, None, None] * 0.3
+    length = step.q[0, :1].norm()
+    step.keys[0][:] = -step.q[0, :1] / length * sizes * math.sqrt(16) / length
+    slot = step.segments[0].blocks[0] * 16
+    step.put(list(range(slot, slot + 9)), step.keys[0][:9], step.values[0][:9])
+    step.given += ", all scores below -199"
+    step.judge(p.context, 1e-3)
 
 
 @_SUITE.property(
@@ -264,6 +274,7 @@ def _long(p: SimpleNamespace) -> None:
         (255, 1, 1, 16),
         (256, 2, 1, 16),
         (600, 4, 2, 256),
+        (530, 2, 1, 7),
         (2100, 2, 1, 64),
     ):
         step = Step((past, 1), Hq=heads, Hkv=kv_heads, block_size=block_size)

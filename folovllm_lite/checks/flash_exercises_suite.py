@@ -79,14 +79,16 @@ def _wide_window(p: SimpleNamespace) -> None:
 @_SUITE.property("window_attention", hint="the query at p sees p - window + 1 up to p")
 def _window(p: SimpleNamespace) -> None:
     """A query sees itself and the window - 1 keys before it, and no others."""
-    for T, S in ((1, 6), (6, 6), (3, 11)):
-        q, k = _numbers(T, 4, 8, seed=1), _numbers(S, 2, 8, seed=2)
-        v, at = _numbers(S, 2, 8, seed=3), torch.arange(S - T, S)
-        for window in (1, 2, 5):
+    places = ([5], list(range(6)), [8, 9, 10], [3, 11, 6], [12, 12, 0])
+    for at, S in zip(map(torch.tensor, places), (6, 6, 11, 12, 15), strict=True):
+        q, k = _numbers(len(at), 4, 8, seed=1), _numbers(S, 2, 8, seed=2)
+        v = _numbers(S, 2, 8, seed=3)
+        for window in (1, 2, 5, 9):
+            wanted = _windowed(q, k, v, at, window)
             for tile in (1, 2, 4):
                 got = p.window_attention(q, k, v, at, window=window, tile=tile)
-                given = f"T={T} S={S} window={window} tile={tile}"
-                expect_close(given, got, _windowed(q, k, v, at, window))
+                given = f"queries at {at.tolist()}, S={S} window={window} tile={tile}"
+                expect_close(given, got, wanted)
 
 
 @_SUITE.property(
@@ -100,16 +102,19 @@ def _skipped_tiles(p: SimpleNamespace) -> None:
     """
     for places, window, tile in (
         ([11], 3, 4), ([14, 15], 4, 4), ([5], 2, 4), ([14, 9], 4, 4),
+        ([9], 3, 2), ([12, 7], 2, 3), ([10], 1, 1), ([9], 2, 8), ([14, 9], 4, None),
     ):  # fmt: skip
         q, k = _numbers(len(places), 2, 8, seed=1), _numbers(16, 1, 8, seed=2)
         v, at = _numbers(16, 1, 8, seed=3), torch.tensor(places)
         wanted = _windowed(q, k, v, at, window)
+        given = f"queries at {places}, window={window} tile={tile or 'as it is'}"
+        given += ", NaN in other tiles"
+        sizes, tile = {"tile": tile} if tile else {}, tile or 4
         first = max(0, min(places) - window + 1) // tile * tile
         last = (max(places) // tile + 1) * tile
         for x in (k, v):
             x[:first] = x[last:] = math.nan
-        got = p.window_attention(q, k, v, at, window=window, tile=tile)
-        given = f"queries at {places}, window={window} tile={tile}, NaN in other tiles"
+        got = p.window_attention(q, k, v, at, window=window, **sizes)
         expect_close(given, got, wanted)
 
 
@@ -129,11 +134,14 @@ def _cases(p: SimpleNamespace):
 
 @_SUITE.property("plan", hint="one list for each program, of (row, start, stop)")
 def _every_token_once(p: SimpleNamespace) -> None:
-    """Every token of every row is in exactly one piece, and there is a list for each
+    """Every token of every row is in exactly one share, and there is a list for each
     program.
     """
     for given, lengths, programs, _, got in _cases(p):
         expect(f"{given}: lists", len(got), programs)
+        numbers = [x for many in got for share in many for x in share]
+        odd = [x for x in numbers if not hasattr(x, "__index__")]
+        expect(f"{given}: numbers that aren't whole", odd, [])
         rows = {r for many in got for r, _, _ in many}
         expect(f"{given}: rows", sorted(rows), list(range(len(lengths))))
         for row, length in enumerate(lengths):
@@ -143,15 +151,15 @@ def _every_token_once(p: SimpleNamespace) -> None:
                 a == before for (a, _), before in zip(mine, edges, strict=False)
             )
             if not joined or edges[-1] != length or any(a >= b for a, b in mine):
-                fail(f"{given}: row {row}", mine, f"pieces from 0 to {length}")
+                fail(f"{given}: row {row}", mine, f"shares from 0 to {length}")
 
 
 @_SUITE.property("plan", hint="a kernel reads whole tiles: cut where one ends")
 def _whole_tiles(p: SimpleNamespace) -> None:
-    """Pieces begin at multiples of the tile."""
+    """Shares begin at multiples of the tile."""
     for given, _, _, tile, got in _cases(p):
-        for piece in (piece for many in got for piece in many):
-            expect(f"{given}: {piece}, start % {tile}", piece[1] % tile, 0)
+        for share in (share for many in got for share in many):
+            expect(f"{given}: {share}, start % {tile}", share[1] % tile, 0)
 
 
 @_SUITE.property(
@@ -175,8 +183,8 @@ def _few_pieces(p: SimpleNamespace) -> None:
         count = sum(map(len, got))
         most = len(lengths) + programs - 1
         if count > most:
-            fail(f"{given}: pieces", count, f"at most {most}")
+            fail(f"{given}: shares", count, f"at most {most}")
         for many in got:
-            for (r, _, b), (s, a, _) in pairwise(many):
+            for (r, _, b), (s, a, _) in pairwise(sorted(many)):
                 if r == s and a == b:
-                    fail(f"{given}: pieces of row {r}", many, "one piece for both")
+                    fail(f"{given}: shares of row {r}", many, "one share for both")

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from folovllm_lite import flash as package
 from folovllm_lite.attention import attention
 from folovllm_lite.checks.attention_suite import expect_close
-from folovllm_lite.checks.harness import Suite, expect_error
+from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 
 _SUITE = flash = Suite(
     package,
@@ -37,9 +38,12 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> package.Partial:
 
 def _expect_part(given: str, got: package.Partial, wanted: package.Partial) -> None:
     for name, *both in zip(package.Partial._fields, got, wanted, strict=True):
-        # inf - inf is NaN, which is no small difference
-        finite = [torch.where(x == -math.inf, -1e9, x) for x in both]
-        expect_close(f"{given}: {name}", *finite)
+        # inf - inf is NaN, which is no small difference: compare where there is -inf
+        none = [x == -math.inf for x in both if isinstance(x, Tensor)]
+        if len(none) == 2 and none[0].shape == none[1].shape:
+            expect(f"{given}: {name} is -inf", *(x.tolist() for x in none))
+            both = [x.masked_fill(x == -math.inf, 0) for x in both]
+        expect_close(f"{given}: {name}", *both)
 
 
 @_SUITE.property("attend_tile", hint="write the four numbers down: which is largest?")
@@ -114,13 +118,18 @@ def _merged(p: SimpleNamespace) -> None:
     for seed in range(4):
         (a, b), both = _parts(2, seed)
         _expect_part(f"random parts {seed}", p.merge(a, b), both)
+    one = [package.Partial(*(x[0] for x in part)) for part in (a, b, both)]
+    _expect_part("parts of a lone query, total []", p.merge(*one[:2]), one[2])
     (c, d), others = _parts(2, 4)
-    a, b, both = (
-        package.Partial(*map(torch.stack, zip(*each, strict=True)))
-        for each in ((a, c), (b, d), (both, others))
-    )
-    given = f"parts of {len(a.best)} heads, total {list(a.total.shape)}"
-    _expect_part(given, p.merge(a, b), both)
+    given = ((a, c), (b, d), (both, others))
+    for _ in range(2):  # an axis of heads, then one of groups
+        a, b, both = (
+            package.Partial(*map(torch.stack, zip(*each, strict=True)))
+            for each in given
+        )
+        heads = f"parts of several heads, total {list(a.total.shape)}"
+        _expect_part(heads, p.merge(a, b), both)
+        given = ((a, b), (b, a), (both, both))
 
 
 @_SUITE.property(
@@ -162,26 +171,33 @@ def _empty(p: SimpleNamespace) -> None:
 def _far_apart(p: SimpleNamespace) -> None:
     """Parts whose scores are far apart: the higher one wins, nothing overflows."""
     (a, b), _ = _parts(2, 0)
-    far = package.Partial(b.best + 2000, b.total, b.out)
+    far = b._replace(best=b.best + 2000)
     _expect_part("b's scores 2000 higher", p.merge(a, far), far)
     _expect_part("a's scores 2000 higher", p.merge(far, a), far)
+    low = a._replace(best=a.best - 2000)
+    _expect_part("b's scores 2000 lower", p.merge(far, low), far)
+    both = p.merge(a, b)
+    a, b, both = (x._replace(best=x.best - 2000) for x in (a, b, both))
+    _expect_part("all scores 2000 lower", p.merge(a, b), both)
 
 
 @_SUITE.property("flash_attention", hint="which keys does the last, shorter tile hold?")
 def _any_tile(p: SimpleNamespace) -> None:
     """It is attention, whatever the tile: one key, an uneven rest, more than all."""
-    for T, S, heads, kv_heads in (
-        (1, 1, 1, 1),
-        (1, 5, 2, 1),
-        (4, 4, 4, 2),
-        (3, 9, 6, 3),
+    for T, S, heads, kv_heads, D in (
+        (1, 1, 1, 1, 8),
+        (1, 5, 2, 1, 16),
+        (4, 4, 4, 2, 8),
+        (3, 9, 6, 3, 4),
     ):
-        q, k = 3 * _numbers(T, heads, 8, seed=T), _numbers(S, kv_heads, 8, seed=1)
-        v, at = _numbers(S, kv_heads, 8, seed=2), torch.arange(S - T, S)
+        q, k = 3 * _numbers(T, heads, D, seed=T), _numbers(S, kv_heads, D, seed=1)
+        v, at = _numbers(S, kv_heads, D, seed=2), torch.arange(S - T, S)
+        wanted = attention(q, k, v, at)
+        given = f"T={T} S={S} Hq={heads} Hkv={kv_heads} D={D}"
         for tile in (1, 2, 4, S, S + 3):
-            given = f"T={T} S={S} Hq={heads} Hkv={kv_heads}, tiles of {tile}"
-            wanted = attention(q, k, v, at)
-            expect_close(given, p.flash_attention(q, k, v, at, tile=tile), wanted)
+            got = p.flash_attention(q, k, v, at, tile=tile)
+            expect_close(f"{given}, tiles of {tile}", got, wanted)
+        expect_close(f"{given}, no tile given", p.flash_attention(q, k, v, at), wanted)
 
 
 @_SUITE.property("flash_attention", hint="a tile may hold no key that a query sees")
@@ -195,6 +211,35 @@ def _hidden_tiles(p: SimpleNamespace) -> None:
         expect_close(given, got, attention(q, k, v, at))
 
 
+class _Largest(TorchDispatchMode):
+    """Watches what is computed: the largest tensor of numbers that isn't bool."""
+
+    shape: tuple[int, ...] = ()
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.is_floating_point():
+            self.shape = max(self.shape, tuple(out.shape), key=math.prod)
+        return out
+
+
+@_SUITE.property(
+    "flash_attention", hint="which of your tensors has an axis for all S keys at once?"
+)
+def _few_scores(p: SimpleNamespace) -> None:
+    """Scores are there for the keys of one tile, never for all at once."""
+    T, S, heads, kv_heads, D, tile = 32, 64, 8, 2, 2, 4
+    q, k, v = (_numbers(n, h, D) for n, h in ((T, heads), (S, kv_heads), (S, kv_heads)))
+    with _Largest() as largest:
+        p.flash_attention(q, k, v, torch.arange(S - T, S), tile=tile)
+    # A tile's scores, or its products before they are summed; all keys, for each head.
+    most = max(T * heads * tile, S * heads) * D
+    if math.prod(largest.shape) > most:
+        given = f"T={T} S={S} Hq={heads} Hkv={kv_heads} D={D} tile={tile}"
+        shape = list(largest.shape)
+        fail(f"{given}: the largest tensor", shape, f"at most {most} numbers")
+
+
 @_SUITE.property("flash_attention", hint="in which dtype are sums as good as they get?")
 def _dtypes(p: SimpleNamespace) -> None:
     """Sums are taken in float32, and the result has q's dtype."""
@@ -206,8 +251,9 @@ def _dtypes(p: SimpleNamespace) -> None:
         name = str(dtype).removeprefix("torch.")
         given = f"{name}, 600 equal scores, v = 0 for the first half, then 1"
         expect_close(given, got, torch.full((1, 1, 2), 0.5, dtype=dtype), within=0.02)
-        if got.dtype != dtype:
-            expect_close(f"{given}: dtype {got.dtype}", got, q)
+        expect(f"{given}: dtype", got.dtype, dtype)
+        got = p.flash_attention(q, k.float(), v.float(), torch.tensor([599]), tile=64)
+        expect(f"q in {name}, k and v in float32: dtype", got.dtype, dtype)
     # In bfloat16 a total of 4096 stays what it is when 16 are added.
     q = torch.zeros(1, 1, 2, dtype=torch.bfloat16)
     k = torch.zeros(12_000, 1, 2, dtype=torch.bfloat16)

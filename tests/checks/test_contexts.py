@@ -107,6 +107,17 @@ NUMBA = {
     "heads_interleave": ("q[rows[n], heads],", "q[rows[n], h::Hkv],"),
     "layer_0_for_all": ("pool[0, layer, h],", "pool[0, 0, h],"),
     "no_maximum": ("most = max(most, scores[g, i])", "most = np.float32(0)"),
+    "a_maximum_of_0_at_least": (
+        "most, sum_ = np.float32(-np.inf)", "most, sum_ = np.float32(0)"),
+    "places_from_the_tiles_start": (
+        "value = values[blocks[t // S], t % S]",
+        "value = values[blocks[t // S], (t - start) % S]"),
+    "heads_of_8_16_24": (
+        "for d in range(D):\n                out[g, d] +=",
+        "for d in range(D // 8 * 8):\n                out[g, d] +="),
+    "8_heads_share": (
+        "for g in range(group):  # the key",
+        "for g in range(min(8, group)):  # the key"),
     "sum_not_brought_down": ("sum_ += total[i, h] * down", "sum_ += total[i, h]"),
     "out_not_brought_down": (
         "row[d] += parts[i, h, d] * down", "row[d] += parts[i, h, d]"),

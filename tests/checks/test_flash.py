@@ -15,7 +15,7 @@ from folovllm_lite.flash import Partial, attend_tile, merge
 def test_the_package_passes(capsys):
     checks.flash(package)
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 12 properties hold." in out
+    assert "✗" not in out and "All 13 properties hold." in out
 
 
 # ----- other right answers
@@ -99,6 +99,30 @@ def queries_alone(a, b):
     return Partial(best, total, out)
 
 
+def lowest_is_a_number(a, b):
+    a, b = (x._replace(best=x.best.clamp(min=-1e9)) for x in (a, b))
+    return merge(a, b)
+
+
+def low_is_nothing(a, b):
+    part = merge(a, b)
+    low = part.best < -1000
+    return part._replace(total=part.total.masked_fill(low, 0))
+
+
+def heads_in_one_axis(a, b):
+    if a.out.dim() > 3:
+        raise IndexError("too many axes")
+    return merge(a, b)
+
+
+def hidden_score_a_billion_less(q, k, v, hidden):
+    scores = (q @ k.transpose(-1, -2)).masked_fill(hidden, -1e9)
+    best = scores.amax(-1)
+    weights = (scores - best[..., None]).exp().masked_fill(hidden, 0)
+    return Partial(best, weights.sum(-1), weights @ v)
+
+
 def one_head(q, k, v, hidden):
     scores = (q @ k.transpose(0, 1)).masked_fill(hidden, -math.inf)
     best = scores.amax(-1)
@@ -172,18 +196,46 @@ def any_tile_goes(q, k, v, q_positions, tile=256):
     return package.flash_attention(q, k, v, q_positions, max(1, tile))
 
 
+def all_scores_at_once(q, k, v, q_positions, tile=256):
+    if tile < 1:
+        raise ValueError(tile)
+    out = attention(q.float(), k.float(), v.float(), q_positions)
+    return out.to(q.dtype)
+
+
+def its_own_tile(q, k, v, q_positions, tile=256):
+    if tile < 1:
+        raise ValueError(tile)
+    return package.flash_attention(q, k, v, q_positions, 256)
+
+
+def no_tile_by_default(q, k, v, q_positions, tile):
+    return package.flash_attention(q, k, v, q_positions, tile)
+
+
+def scale_of_heads_of_8(q, k, v, q_positions, tile=256):
+    q = q * math.sqrt(q.shape[-1] / 8)
+    return package.flash_attention(q, k, v, q_positions, tile)
+
+
+def dtype_of_the_keys(q, k, v, q_positions, tile=256):
+    return package.flash_attention(q, k, v, q_positions, tile).to(k.dtype)
+
+
 MUTANTS = {
     "merge": [
         the_first_best, totals_are_added, outs_are_added, down_by_the_other,
-        plain_difference, means, queries_alone,
+        plain_difference, means, queries_alone, lowest_is_a_number, low_is_nothing,
+        heads_in_one_axis,
     ],
     "attend_tile": [
         hidden_weigh_one, no_best, all_hidden_is_nan, normalized,
-        best_of_the_hidden_too, one_head,
+        best_of_the_hidden_too, one_head, hidden_score_a_billion_less,
     ],
     "flash_attention": [
         the_rest_is_forgotten, tiles_are_averaged, in_its_own_dtype, float32_comes_back,
-        any_tile_goes,
+        any_tile_goes, all_scores_at_once, its_own_tile, no_tile_by_default,
+        scale_of_heads_of_8, dtype_of_the_keys,
     ],
 }  # fmt: skip
 

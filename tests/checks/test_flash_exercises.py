@@ -105,6 +105,24 @@ def a_row_too_many(lengths, programs, tile):
     return [[*many, (len(lengths), 0, 1)] for many in plan(lengths, programs, tile)]
 
 
+def in_floats(lengths, programs, tile):
+    lists = plan(lengths, programs, tile)
+    return [[(r, float(a), float(b)) for r, a, b in many] for many in lists]
+
+
+def one_share_as_two(lengths, programs, tile):
+    """Where there are few, one is cut, and its halves stand in the wrong order."""
+    lists = plan(lengths, programs, tile)
+    if sum(map(len, lists)) == len(lengths) + programs - 1:
+        return lists
+    for many in lists:
+        for i, (r, a, b) in enumerate(many):
+            if b - a > tile:
+                many[i : i + 1] = [(r, a + tile, b), (r, a, a + tile)]
+                return lists
+    return lists
+
+
 MUTANTS = [
     ("trace_parts", lambda: [(3, 1.25), (3, 1.75), (5, 2.0), (5, 3.0)]),
     ("trace_parts", lambda: [(3, 1.25), (3, 1.75), (5, 3.25), (5, 4.25)]),
@@ -116,10 +134,20 @@ MUTANTS = [
     ("window_attention", lambda *a, **k: window_attention(*a, **k, behind=1)),
     ("window_attention", lambda *a, **k: window_attention(*a, **k, skip=False)),
     ("window_attention", lambda *a, **k: window_attention(*a, **k, sort=False)),
-    ("window_attention", lambda q, k, v, at, window, tile: window_attention(
+    ("window_attention", lambda q, k, v, at, window, tile=4: window_attention(
         q, k, v, at, len(k), tile)),
-    ("window_attention", lambda q, k, v, at, window, tile: window_attention(
+    ("window_attention", lambda q, k, v, at, window, tile=4: window_attention(
         q, k, v, at, -(-window // tile) * tile, tile)),
+    ("window_attention", lambda q, k, v, at, window, tile=4: window_attention(
+        q, k, v, at, window, max(4, tile))),
+    ("window_attention", lambda q, k, v, at, window, tile: window_attention(
+        q, k, v, at, window, tile)),
+    ("window_attention", lambda q, k, v, at, window, tile=16: window_attention(
+        q, k, v, at, window, tile)),
+    ("window_attention", lambda q, k, v, at, window, tile=4: window_attention(
+        q, k, v, at.min() + torch.arange(len(at)), window, tile)),
+    ("plan", in_floats),
+    ("plan", one_share_as_two),
     ("plan", one_row_one_program),
     ("plan", every_row_to_all),
     ("plan", cut_anywhere),

@@ -240,6 +240,16 @@ def test_flash_attention_holds_no_more_scores_than_a_tile():
     assert torch.allclose(got, attention(q, k, v, torch.arange(448, 512)), atol=1e-5)
 
 
+def test_pytorchs_kernel_stores_no_scores():
+    """What notebook 12 says of it: nothing larger than the result, 64 MiB of scores."""
+    q, k, v = torch.randn(2048, 4, 64), *torch.randn(2, 2, 2048, 64)
+    profile = torch.autograd.profiler.profile(profile_memory=True)
+    with flash.one_thread(), profile as profiler:  # each has room of its own
+        out = flash._attend_chunk(q, k, v)
+    largest = max(event.self_cpu_memory_usage for event in profiler.function_events)
+    assert largest == out.nbytes == 2 * 2**20
+
+
 def test_triton_compiles_for_hopper():
     """Its interpreter takes what the compiler refuses, like a type that changes."""
     if importlib.util.find_spec("triton") is None:
