@@ -105,6 +105,13 @@ def _causal(p: SimpleNamespace) -> None:
     k = torch.tensor([[[0.0, 0.0]], [[90.0, 0.0]]])
     got = p.attention(q, k, v[:2], _at(0, 1))
     expect_close("two tokens, every q likes key 1 best, v = 0 and 1", got, v[:2])
+    got = p.attention(
+        1000 * q, torch.tensor([[[-1500.0, 0]], [[0, 0]]]), v[:2], _at(0, 1)
+    )
+    given = (
+        "two tokens, scores of about -1,000,000 with key 0, 0 with key 1, v = 0 and 1"
+    )
+    expect_close(given, got, v[:2])
 
 
 @_SUITE.property(
@@ -123,6 +130,7 @@ def _behind_a_past(p: SimpleNamespace) -> None:
         ([1], 4),
         ([2, 0], 3),
         ([1, 1], 2),
+        ([0, 2, 1], 3),
     ):
         got = p.attention(
             _zeros(len(positions)), _zeros(length), v[:length], _at(*positions)

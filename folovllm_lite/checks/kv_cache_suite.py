@@ -97,20 +97,24 @@ def _uncached(model: Qwen3, ids: Tensor) -> Tensor:
     return model.logits(model(ids, PlainContext(torch.arange(len(ids)))))
 
 
-def _cuts_agree(make: Callable) -> None:
+def _cuts_agree(make: Callable, *all_cuts: tuple[int, ...]) -> None:
     """Every cut of a sequence into steps attends as the sequence in one pass does."""
-    config = tiny_config(num_heads=4, num_kv_heads=2)
-    for cuts in ((1, 1), (2, 1), (1, 2), (2, 2), (1, 3, 1, 3), (5, 1, 2)):
+    config = tiny_config(num_heads=4, num_kv_heads=2, num_layers=2)
+    for cuts in all_cuts:
         T = sum(cuts)
-        q, k, v = _random(T, 4, 4, 1), _random(T, 2, 4, 2), _random(T, 2, 4, 3)
-        wanted = attention(q, k, v, torch.arange(T))
+        given = f"4 query and 2 key/value heads, steps of {cuts}"
+        each = [
+            (_random(T, 4, 4, s), _random(T, 2, 4, s + 1), _random(T, 2, 4, s + 2))
+            for s in (1, 11)
+        ]
         cache, done = _new(make, T, config), 0
         for n in cuts:
-            new = slice(done, done + n)
-            got = cache.step(n).attend(0, q[new], k[new], v[new])
+            new, ctx = slice(done, done + n), cache.step(n)
+            for layer, (q, k, v) in enumerate(each):
+                got = ctx.attend(layer, q[new], k[new], v[new])
+                wanted = attention(q, k, v, torch.arange(T))[new]
+                _alike(f"{given}, layer {layer}, tokens {done} on", got, wanted)
             cache.advance(n)
-            given = f"4 query and 2 key/value heads, steps of {cuts}, tokens {done} on"
-            _alike(given, got, wanted[new])
             done += n
 
 
@@ -119,7 +123,9 @@ def _cuts_agree(make: Callable) -> None:
 
 @_SUITE.property("ContiguousKVCache", hint="count both: keys and values, all layers")
 def _memory(p: SimpleNamespace) -> None:
-    """Memory for max_len tokens is taken at once, in the dtype that was asked for."""
+    """Memory for max_len tokens is taken at once, in the dtype and on the device that
+    were asked for.
+    """
     for layers, heads, D, max_len in ((1, 1, 4, 1), (2, 1, 4, 8), (3, 2, 8, 5)):
         for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
             config = tiny_config(
@@ -138,6 +144,10 @@ def _memory(p: SimpleNamespace) -> None:
     ones = torch.ones(1, 1, 4, dtype=torch.bfloat16)
     out = cache.step(1).attend(0, ones, ones, ones)
     expect("bfloat16: dtype of what attend returns", out.dtype, torch.bfloat16)
+    cache = p.ContiguousKVCache(tiny_config(), 4, device="meta")
+    got = [cache.keys, cache.values, cache.step(1).positions]
+    got = [tensor.device.type for tensor in got]
+    expect('device "meta": of keys, values, positions', got, ["meta"] * 3)
 
 
 @_SUITE.property("ContiguousKVCache", hint="the first new token stands after the past")
@@ -206,7 +216,8 @@ def _chunk(p: SimpleNamespace) -> None:
 @_SUITE.property("ContiguousKVCache", hint="compare each row's mask with its position")
 def _any_cut(p: SimpleNamespace) -> None:
     """Any cut of a sequence into steps attends like the sequence in one pass."""
-    _cuts_agree(p.ContiguousKVCache)
+    small = (1, 1), (2, 1), (1, 2), (2, 2), (1, 3, 1, 3), (5, 1, 2)
+    _cuts_agree(p.ContiguousKVCache, *small)
 
 
 @_SUITE.property("ContiguousKVCache", hint="the first index of the memory is the layer")
@@ -262,9 +273,9 @@ def _advance(p: SimpleNamespace) -> None:
 )
 def _refusals(p: SimpleNamespace) -> None:
     """What can't fit is refused with the numbers; what just fits, fits."""
-    expect_error(
-        "max_len 0", lambda: p.ContiguousKVCache(tiny_config(), 0), ValueError, "0"
-    )
+    for most in (0, -1):
+        call = lambda most=most: p.ContiguousKVCache(tiny_config(), most)  # noqa: E731
+        expect_error(f"max_len {most}", call, ValueError, str(most))
     cache = _new(p.ContiguousKVCache, max_len=4)
     _run(cache, [2, 4, 6])
     expect("3 of 4 stored, step(1): average", _average(cache.step(1), [8]), [5.0])
@@ -425,26 +436,37 @@ def _predicted_twin(p: SimpleNamespace) -> None:
     _judge_slots(_prediction(p, "twin"), "twin")
 
 
+def _slots_of(cache: Any) -> int:
+    """Slots of a cache of one layer, one head of four numbers, in float32."""
+    return cache.nbytes // (2 * 4 * 4)
+
+
 @_SUITE.property(
     "DoublingKVCache", hint="the memory of 1 stored token should not be that of 1,024"
 )
 def _doubling_is_small(p: SimpleNamespace) -> None:
-    """It has slots for at most twice the tokens stored, or 16 if that is more."""
-    token = 2 * 4 * 4
+    """It begins with 16 slots, and has twice as many, or what the step needs, only when
+    a step doesn't fit.
+    """
     cache = _new(p.DoublingKVCache, 1000)
     expect("max_len 1000: max_len, length", [cache.max_len, cache.length], [1000, 0])
-    for T in (1, 16, 1, 20, 1, 50, 1):
+    expect("max_len 1000, nothing stored: slots", _slots_of(cache), 16)
+    slots = 16
+    for T in (1, 15, 1, 20, 1, 50, 1, 100, 1):
+        if cache.length + T > slots:
+            slots = max(2 * slots, cache.length + T)
+        given = f"max_len 1000, {cache.length} stored, a step of {T}: slots"
         _run(cache, [1.0] * T)
-        most = max(16, 2 * cache.length)
-        if cache.nbytes > most * token:
-            given = f"max_len 1000, {cache.length} stored: slots"
-            fail(given, cache.nbytes // token, f"at most {most}")
+        expect(given, _slots_of(cache), slots)
+    cache = _new(p.DoublingKVCache, 1000)
+    for T in (10, 10):
+        _run(cache, [1.0] * T)
+    expect("max_len 1000, steps of 10 and 10: slots", _slots_of(cache), 32)
     cache = _new(p.DoublingKVCache, 100)
     with suppress(ValueError):
         cache.step(101)
-    if cache.nbytes > 16 * token:
-        given = "max_len 100, nothing stored, step(101) is refused: slots"
-        fail(given, cache.nbytes // token, "at most 16")
+    given = "max_len 100, nothing stored, step(101) is refused: slots"
+    expect(given, _slots_of(cache), 16)
 
 
 @_SUITE.property(
@@ -465,7 +487,7 @@ def _doubling_makes_room(p: SimpleNamespace) -> None:
             fail(given, f"{type(error).__name__}: {error}", f"room for {new} more")
         expect(f"{given}: last average", got[-1], 2.0)
         # Twice 16 slots are too few, so it is as many as the step needs.
-        expect(f"{given}: slots", cache.keys.shape[2], stored + new)
+        expect(f"{given}: slots", _slots_of(cache), stored + new)
 
 
 @_SUITE.property("DoublingKVCache", hint="copy the past when you move to new memory")
@@ -475,12 +497,14 @@ def _doubling_keeps(p: SimpleNamespace) -> None:
     for i in range(100):
         got = _run(cache, [2.0 * i])
         expect(f"values 0, 2, 4, … one a step, token {i}: average", got, [float(i)])
-    _cuts_agree(p.DoublingKVCache)
+    _cuts_agree(p.DoublingKVCache, (1, 3, 1, 3), (10, 7, 1, 30), (16, 1, 16))
 
 
 @_SUITE.property("DoublingKVCache", hint="of which dtype is the memory you move to?")
 def _doubling_dtype(p: SimpleNamespace) -> None:
-    """Its memory has the dtype that was asked for, before it grows and after."""
+    """Its memory has the dtype and the device that were asked for, before it grows and
+    after.
+    """
     cache = p.DoublingKVCache(tiny_config(), 100, torch.bfloat16)
     for T in (1, 20):
         new = torch.ones(T, 1, 4, dtype=torch.bfloat16)
@@ -492,6 +516,13 @@ def _doubling_dtype(p: SimpleNamespace) -> None:
             f"{given}: dtype of attend", ctx.attend(0, new, new, new).dtype, new.dtype
         )
         cache.advance(T)
+    cache = p.DoublingKVCache(tiny_config(), 100, device="meta")
+    for T in (1, 20):
+        cache.step(T)
+        cache.advance(T)
+        got = [cache.keys.device.type, cache.values.device.type]
+        given = f'device "meta", {cache.length} of 100 stored: of keys and values'
+        expect(given, got, ["meta", "meta"])
 
 
 @_SUITE.property("DoublingKVCache", hint="how many moves, if each adds the same?")
@@ -514,12 +545,9 @@ def _doubling_refuses(p: SimpleNamespace) -> None:
     _run(cache, [1.0] * 17)
     expect_error("17 of 20 stored: step(4)", lambda: cache.step(4), ValueError, "20")
     _run(cache, [1.0] * 3)
-    slots = cache.nbytes // (2 * 4 * 4)
-    if slots > 20:
-        fail("max_len 20, all stored: slots", slots, "at most 20")
-    slots = _new(p.DoublingKVCache, 5).nbytes // (2 * 4 * 4)
-    if slots > 5:
-        fail("max_len 5, nothing stored: slots", slots, "at most 5")
+    expect("max_len 20, all stored: slots", _slots_of(cache), 20)
+    slots = _slots_of(_new(p.DoublingKVCache, 5))
+    expect("max_len 5, nothing stored: slots", slots, 5)
     call = lambda: p.DoublingKVCache(tiny_config(), 0)  # noqa: E731
     expect_error("max_len 0", call, ValueError, "0")
     cache = _new(p.DoublingKVCache, 20)
@@ -552,8 +580,8 @@ def _three() -> tuple[Qwen3, list[Tensor], list[Any]]:
     model, ids = _model()
     texts = [ids[:5], ids.flip(0)[:4], ids[2:4]]
     caches = []
-    for text, past in zip(texts, (3, 0, 1), strict=True):
-        cache = _new(package.ContiguousKVCache, 8, model.config)
+    for text, past, most in zip(texts, (3, 0, 1), (8, 6, 7), strict=True):
+        cache = _new(package.ContiguousKVCache, most, model.config)
         if past:
             model(text[:past], cache.step(past))
             cache.advance(past)
@@ -586,6 +614,14 @@ def _packed_attends(p: SimpleNamespace) -> None:
         wanted = [_uncached(model, texts[i])[caches[i].length :] for i in chosen]
         given = f"texts {chosen} of 3, which have 3, 0, 1 tokens stored; all logits"
         _alike(given, got, torch.cat(wanted))
+    got = model.logits(
+        model(torch.stack([text[n] for text, n in zip(texts, (3, 0, 1), strict=True)]),
+              p.PackedContext(caches, [1, 1, 1]))
+    )  # fmt: skip
+    wanted = [_uncached(model, texts[i])[[n]] for i, n in enumerate((3, 0, 1))]
+    _alike(
+        "3, 0, 1 tokens stored, one new token each; all logits", got, torch.cat(wanted)
+    )
 
 
 @_SUITE.property("PackedContext", hint="whose k and v go into which cache, and where?")
@@ -612,10 +648,11 @@ def _packed_does_not_advance(p: SimpleNamespace) -> None:
     model(torch.tensor([1, 2, 3]), ctx)
     got = [cache.length for cache in caches]
     expect("3, 0, 1 stored, a pass of 1, 1, 1: lengths", got, [3, 0, 1])
-    expect_error(
-        "3, 0, 1 of 8 stored: PackedContext(caches, [1, 1, 8])",
-        lambda: p.PackedContext(caches, [1, 1, 8]),
-        ValueError,
-    )
+    for counts in ([1, 1, 7], [6, 1, 1], [1, 7, 1]):
+        expect_error(
+            f"3, 0, 1 stored of 8, 6, 7: PackedContext(caches, {counts})",
+            lambda counts=counts: p.PackedContext(caches, counts),
+            ValueError,
+        )
     got = [cache.length for cache in caches]
     expect("after the refusal: lengths", got, [3, 0, 1])

@@ -393,7 +393,13 @@ def _no_sense(p: SimpleNamespace) -> None:
         ({"rope_theta": math.nan}, "rope_theta", "nan"),
         ({"rope_theta": -100.0}, "rope_theta", "-100.0"),
         ({"rope_theta": "100"}, "rope_theta", "'100'"),
+        ({"rope_theta": 1.0}, "rope_theta", "1.0"),
         ({"rope_parameters": {"rope_theta": None}}, "rope_theta", "None"),
+        (
+            {"rope_parameters": {"rope_theta": 9.0}, "rope_scaling": _LLAMA3},
+            "rope_parameters",
+            "rope_scaling",
+        ),
         ({"max_position_embeddings": "lots"}, "max_position_embeddings", "'lots'"),
         ({"rope_scaling": "linear"}, "rope_scaling", "'linear'"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor", "0"),
@@ -430,7 +436,7 @@ def _longest(p: SimpleNamespace) -> None:
         (512, {**yarn, **trained}, 160),
         (512, yarn, 1280),
         (512, {"rope_type": "yarn", **trained}, 512),
-        (512, {**_LLAMA3, **trained}, 512),
+        (1024, {**_LLAMA3, **trained}, 1024),
     ):
         hf = {**_HF, "max_position_embeddings": positions, "rope_scaling": scaling}
         given = f"max_position_embeddings {positions}, rope_scaling {scaling}"
@@ -508,6 +514,14 @@ def _rope_layouts(p: SimpleNamespace) -> None:
             None,
         ),
         ({"rope_parameters": {**scaled, "rope_theta": 9}}, 9.0, ["linear", 2.0]),
+        (
+            {
+                "rope_theta": 100.0,
+                "rope_scaling": {**_YARN, "truncate": False, "attention_factor": None},
+            },
+            100.0,
+            ["yarn", 4.0],
+        ),
     ):
         before = json.dumps(change)
         made = p.Qwen3Config.from_hf({**hf, **change})
@@ -529,6 +543,7 @@ def _expect_frequencies(
     config = replace(_CONFIG, **changes)
     got, _ = p.rope_frequencies(config)
     expect(f"{given}: how many", list(got.shape), [len(wanted)])
+    expect(f"{given}: dtype", got.dtype, torch.float32)
     if any(abs(a / b - 1) > 1e-4 for a, b in zip(got.tolist(), wanted, strict=True)):
         fail(given, *([float(f"{x:.4g}") for x in y] for y in (got.tolist(), wanted)))
 
@@ -574,6 +589,8 @@ _YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+# Of D = 16 and theta 1e4
+_YARN_16 = [1, 0.237171, 0.05, 0.00790569, 0.0025, 0.000790569, 0.00025, 0.0000790569]
 
 
 @_SUITE.property(
@@ -613,10 +630,10 @@ def _rope_yarn(p: SimpleNamespace) -> None:
     """Scaling by yarn keeps fast pairs, slows slow ones by the factor, and ramps
     linearly over the pairs between.
     """
-    slow = [0.0025, 0.000790569, 0.00025, 0.0000790569]
+    slow = _YARN_16[4:]
     with_ = {"rope_scaling": _YARN, "rope_theta": 1e4, "head_dim": 16}
     given = "D = 16, theta 1e4, factor 4, trained on 64"
-    _expect_frequencies(p, given, [1, 0.237171, 0.05, 0.00790569, *slow], **with_)
+    _expect_frequencies(p, given, _YARN_16, **with_)
     with_["rope_scaling"] = {**_YARN, "beta_fast": 8.0, "beta_slow": 0.05}
     given += ", beta_fast 8, beta_slow 0.05"
     _expect_frequencies(
@@ -625,15 +642,38 @@ def _rope_yarn(p: SimpleNamespace) -> None:
     with_["rope_scaling"] = {**_YARN, "truncate": False}
     given = "D = 16, theta 1e4, factor 4, trained on 64, truncate false"
     _expect_frequencies(p, given, [1, 0.198584, 0.0255952, 0.00790569, *slow], **with_)
+    with_["rope_scaling"] = {"rope_type": "yarn", _TRAINED: 64}
+    given = "D = 16, theta 1e4, no factor, trained on 64, max_position_embeddings 256"
+    _expect_frequencies(p, given, _YARN_16, **with_, max_position_embeddings=256)
+    with_["rope_scaling"] = {**_YARN, _TRAINED: 4096}
+    given = "D = 16, theta 1e4, factor 4, trained on 4096"
+    wanted = [1, 0.316228, 0.1, 0.0256935, 0.00625, 0.0013835, *slow[2:]]
+    _expect_frequencies(p, given, wanted, **with_)
+    with_["rope_scaling"]["truncate"] = False
+    wanted[3:6] = 0.0286136, 0.00655697, 0.00128563
+    _expect_frequencies(p, f"{given}, truncate false", wanted, **with_)
+    with_["rope_scaling"] = {**_YARN, "beta_slow": 1e-9}
+    wanted = [1, 0.300416, 0.09, 0.0268794, 0.008, 0.00237171, 0.0007, 0.000205548]
+    given = "D = 16, theta 1e4, factor 4, trained on 64, beta_slow 1e-9"
+    _expect_frequencies(p, given, wanted, **with_)
 
 
 @_SUITE.property("rope_frequencies", hint="yarn also has a temperature (its eq. 22)")
 def _rope_yarn_scale(p: SimpleNamespace) -> None:
-    """The scale of yarn is 0.1 ln(factor) + 1, unless attention_factor says another."""
+    """The scale of yarn is 0.1 ln(factor) + 1, unless attention_factor says another, or
+    mscale and mscale_all_dim, weights of that logarithm: then it is a ratio.
+    """
     expect("factor 4", _scale(p, rope_scaling=_YARN), 0.1 * math.log(4) + 1)
-    expect("factor 1", _scale(p, rope_scaling={**_YARN, "factor": 1.0}), 1.0)
+    for factor in (1.0, 0.5):
+        rope = {**_YARN, "factor": factor}
+        expect(f"factor {factor:g}", _scale(p, rope_scaling=rope), 1.0)
     with_ = {**_YARN, "attention_factor": 1.5}
     expect("attention_factor 1.5", _scale(p, rope_scaling=with_), 1.5)
+    wanted = (0.07 * math.log(4) + 1) / (0.12 * math.log(4) + 1)
+    with_ = {**_YARN, "mscale": 0.7, "mscale_all_dim": 1.2}
+    expect("mscale 0.7, mscale_all_dim 1.2", _scale(p, rope_scaling=with_), wanted)
+    got = _scale(p, rope_scaling={**_YARN, "mscale": 0.7})
+    expect("mscale 0.7 alone", got, 0.1 * math.log(4) + 1)
 
 
 # ----- rotate
@@ -764,13 +804,17 @@ def _norm_eps(p: SimpleNamespace) -> None:
 
 @_SUITE.property("RMSNorm", hint="over which dimension is the mean?")
 def _norm_rows(p: SimpleNamespace) -> None:
-    """RMSNorm measures every row of the last dimension alone: [T, n] and [T, H, n]."""
+    """RMSNorm measures every row of the last dimension alone, of [T, n] and of
+    [T, H, n], and leaves x as it was.
+    """
     norm = _made_norm(p, [1.0, 0.5, -2.0], 0.05)
     for shape in ((2, 3), (2, 4, 3)):
         x = torch.arange(1, 1 + shape[0]).view(-1, *[1] * (len(shape) - 1)) * 3.0
         x = x * _numbers(*shape)
         wanted = _norm(x.double(), norm.weight.double(), 0.05)
+        before = x.clone()
         expect_close(f"x {list(shape)}, random", norm(x), wanted)
+        expect_close(f"x {list(shape)}, random: x afterwards", x, before)
 
 
 @_SUITE.property("RMSNorm", hint="the largest float16 is 65504: what is 300 squared?")
@@ -806,7 +850,9 @@ def _run_attention(
     """The context after a call, what came out, and what should have been."""
     at = torch.tensor(positions)
     module, w = _attention_of(p, c, layer=1)
-    x, answer = _numbers(len(at), 6, seed=5), _numbers(len(at), 4, 4, seed=6)
+    x = _numbers(len(at), 6, seed=5)
+    # Heads first in memory, as a cache's kernel gives it back
+    answer = _numbers(c.num_heads, len(at), c.head_dim, seed=6).transpose(0, 1)
     context, angles = _Context(at, answer=answer), _angles(c, at)
     got = module(x, *_cos_sin(angles), context)
     out = _linear(w, "o_proj", answer.double().flatten(1))
@@ -844,6 +890,8 @@ def _attention_plain(p: SimpleNamespace) -> None:
     """
     _expect_attention(p, "no norm, no bias, 1 token at 0", _LLAMA, [0])
     _expect_attention(p, "no norm, no bias, 2 tokens at 0", _LLAMA, [0, 0])
+    other = replace(_LLAMA, num_heads=6, num_kv_heads=3, head_dim=2)
+    _expect_attention(p, "2 tokens, 6 and 3 heads of 2", other, [0, 0])
 
 
 @_SUITE.property("Attention", hint="which of q, k and v have to know where they stand?")

@@ -213,6 +213,8 @@ MUTANTS = {
             _written_out(hide=lambda s, t, at: s > at[t] + 1), "A query sees itself"),
         "masked_after_the_softmax": (masked_after_the_softmax, "A query sees itself"),
         "masked_with_zero": (_written_out(hidden_score=0.0), "A query sees itself"),
+        "masked_with_a_small_score": (
+            _written_out(hidden_score=-1e4), "A query sees itself"),
         "softmax_over_queries": (
             _written_out(weigh=lambda x: x.float().softmax(-2)), "A query sees itself"),
         "mask_from_the_top_left": (
@@ -222,6 +224,10 @@ MUTANTS = {
             "Where a query stands"),
         "first_position_for_all": (
             _written_out(hide=lambda s, t, at: s > at[0] + t), "Where a query stands"),
+        "counts_on_from_0": (
+            lambda q, k, v, at: package.attention(
+                q, k, v, at if at[0] else torch.arange(len(at))),
+            "Where a query stands"),
         "heads_interleave": (
             _written_out(spread=lambda x, group: x.repeat(1, group, 1)), "neighbours"),
         "head_0_for_all": (

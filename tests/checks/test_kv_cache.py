@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from folovllm_lite import checks
 from folovllm_lite import kv_cache as package
+from folovllm_lite.attention import attention
 from folovllm_lite.kv_cache import ContiguousKVCache
 from tests.checks.mutants import solutions
 
@@ -266,6 +267,16 @@ class QueryHeads(ContiguousKVCache):
         return super().nbytes * 2
 
 
+class RefusesZeroOnly(ContiguousKVCache):
+    def __init__(self, config, max_len, dtype=torch.float32, device="cpu"):
+        super().__init__(config, abs(max_len), dtype, device)
+
+
+class StaysOnTheCPU(ContiguousKVCache):
+    def __init__(self, config, max_len, dtype=torch.float32, device="cpu"):
+        super().__init__(config, max_len, dtype)
+
+
 class AnyLength(ContiguousKVCache):
     def __init__(self, config, max_len, dtype=torch.float32, device="cpu"):
         super().__init__(config, max(max_len, 1), dtype, device)
@@ -313,7 +324,7 @@ MUTANTS = [with_context(change, change.__name__.strip("_")) for change in CHANGE
     AdvancesInStep, SharesItsCopy, SharesItsValues, SharesItsKeys, CopiesAreEmpty,
     LastSlotIsLost, RefusesWithoutNumbers, ForgetsTheOldest, AdvancesWithoutLimit,
     AdvancesByZero, CountsKeysOnly, CountsWhatIsUsed, AlwaysFloat32, QueryHeads,
-    AnyLength, Grows,
+    AnyLength, RefusesZeroOnly, StaysOnTheCPU, Grows,
 ]  # fmt: skip
 
 
@@ -363,6 +374,79 @@ Doubling, Packed = SOLVED["DoublingKVCache"], SOLVED["PackedContext"]
 
 def test_the_solutions_pass(capsys):
     checks.kv_cache({name: SOLVED[name] for name in EXERCISES})
+    assert "✗" not in capsys.readouterr().out
+
+
+class WrapsACache:
+    """A right answer that inherits nothing: it moves to a new, larger cache."""
+
+    def __init__(self, config, max_len, dtype=torch.float32, device="cpu"):
+        self._given = config, dtype, device
+        self._now = ContiguousKVCache(config, min(16, max_len), dtype, device)
+        self.max_len = max_len
+
+    def __getattr__(self, name):  # length, keys, values, nbytes
+        return getattr(self._now, name)
+
+    def step(self, tokens):
+        needed = self.length + tokens
+        if tokens < 1 or needed > self.max_len:
+            raise ValueError(f"{self.length} of {self.max_len}: no step of {tokens}")
+        if needed > self._now.max_len:
+            config, dtype, device = self._given
+            slots = min(max(needed, 2 * self._now.max_len), self.max_len)
+            larger = ContiguousKVCache(config, slots, dtype, device)
+            for old, new in (
+                (self.keys, larger.keys),
+                (self.values, larger.values),
+            ):
+                new[:, :, : self.length] = old[:, :, : self.length]
+            larger.length, self._now = self.length, larger
+        return self._now.step(tokens)
+
+    def advance(self, tokens):
+        self._now.advance(tokens)
+
+    def copy(self):
+        twin = object.__new__(WrapsACache)
+        vars(twin).update(vars(self), _now=self._now.copy())
+        return twin
+
+
+class OneMaskForAll:
+    """A right answer by one attention over all caches, with a mask."""
+
+    def __init__(self, caches, counts):
+        self.steps = [cache.step(n) for cache, n in zip(caches, counts, strict=True)]
+        self.positions = torch.cat([step.positions for step in self.steps])
+        ends = [step._end for step in self.steps]
+        mine = torch.arange(len(ends)).repeat_interleave(torch.tensor(counts))
+        theirs = torch.arange(len(ends)).repeat_interleave(torch.tensor(ends))
+        places = torch.cat([torch.arange(end) for end in ends])
+        self.mask = (theirs == mine[:, None]) & (places <= self.positions[:, None])
+
+    def attend(self, layer, q, k, v):
+        done, parts = 0, []
+        for step in self.steps:
+            new = slice(done, done + len(step.positions))
+            step.attend(layer, q[new], k[new], v[new])  # stores; its answer is dropped
+            cache = step._cache
+            parts.append([x[layer][:, : step._end] for x in (cache.keys, cache.values)])
+            done = new.stop
+        keys, values = (torch.cat(x, 1)[None] for x in zip(*parts, strict=True))
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None], keys, values, attn_mask=self.mask, enable_gqa=True
+        )
+        return out[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    "name, right",
+    [("DoublingKVCache", WrapsACache), ("PackedContext", OneMaskForAll)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_other_right_answers_pass(name, right, capsys):
+    checks.kv_cache(**{name: right})
     assert "✗" not in capsys.readouterr().out
 
 
@@ -437,6 +521,57 @@ class GrowsBySixteen(Doubling):
             self.keys = self._moved(self.keys, slots)
             self.values = self._moved(self.values, slots)
         return ctx
+
+
+class DoublesTheLength(Doubling):
+    """Twice the tokens stored, which is less than twice the slots."""
+
+    def step(self, tokens):
+        ctx = ContiguousKVCache.step(self, tokens)
+        needed = self.length + tokens
+        if needed > self.keys.shape[2]:
+            slots = min(max(needed, 2 * self.length), self.max_len)
+            self.keys = self._moved(self.keys, slots)
+            self.values = self._moved(self.values, slots)
+        return ctx
+
+
+class DoublesWhenFull(Doubling):
+    """One token too early."""
+
+    def step(self, tokens):
+        ctx = super().step(tokens)
+        if self.length + tokens == self.keys.shape[2] < self.max_len:
+            slots = min(2 * self.keys.shape[2], self.max_len)
+            self.keys = self._moved(self.keys, slots)
+            self.values = self._moved(self.values, slots)
+        return ctx
+
+
+class BeginsWithEight(Doubling):
+    """And still moves only 7 times on the way to 1,000."""
+
+    def __init__(self, config, max_len, dtype=torch.float32, device="cpu"):
+        ContiguousKVCache.__init__(self, config, min(8, max_len), dtype, device)
+        self.max_len = max_len
+
+
+class ForgetsTheDevice(Doubling):
+    def __init__(self, config, max_len, dtype=torch.float32, device="cpu"):
+        super().__init__(config, max_len, dtype)
+
+
+class MovesToTheCPU(Doubling):
+    def _moved(self, old, slots):
+        new = super()._moved(old, slots)
+        return new if new.device.type == "cpu" else torch.empty(new.shape)
+
+
+class MovesLayerZeroOnly(Doubling):
+    def _moved(self, old, slots):
+        new = super()._moved(old, slots)
+        new[1:] = 0
+        return new
 
 
 class MovesToFloat32(Doubling):
@@ -539,6 +674,29 @@ class PacksWithoutStoring(Packed):
         return out
 
 
+class StacksTheCaches(Packed):
+    """Right, as long as all have the same max_len."""
+
+    def __init__(self, caches, counts):
+        super().__init__(caches, counts)
+        torch.stack([cache.keys for cache in caches])
+
+
+class PacksDecodesAsOneText(Packed):
+    def attend(self, layer, q, k, v):
+        if len(q) > 1 and set(self.counts) == {1}:
+            super().attend(layer, q, k, v)
+            return attention(q, k, v, torch.arange(len(q)))
+        return super().attend(layer, q, k, v)
+
+
+class LooksAtTheLastOnly(Packed):
+    def __init__(self, caches, counts):
+        each = list(zip(caches, counts, strict=True))
+        fits = [min(n, c.max_len - c.length) for c, n in each[:-1]]
+        super().__init__(caches, [*fits, *counts[-1:]])
+
+
 class PacksAlsoWhatDoesNotFit(Packed):
     def __init__(self, caches, counts):
         each = zip(caches, counts, strict=True)
@@ -558,11 +716,14 @@ EXERCISE_MUTANTS = {
         DoublesFromTheStart, GrowsByTheStep, DoublesPastTheLimit, DoublesOnce,
         MovesToFloat32, TakesNoTokens, LosesThePast, InheritsCopy, CopiesShallowly,
         LimitIsTheSlots, BeginsWithSixteen, GrowsBySixteen, MovesBeforeItRefuses,
+        DoublesTheLength, DoublesWhenFull, BeginsWithEight, ForgetsTheDevice,
+        MovesToTheCPU, MovesLayerZeroOnly,
     ],
     "PackedContext": [
         PacksPositionsFromZero, PacksOneLongText, PacksAdvance, PacksAndAdvancesAtOnce,
         PacksTheFirstKeys, PacksBackwards, PacksEqualParts, PacksWithoutStoring,
-        PacksAlsoWhatDoesNotFit,
+        PacksAlsoWhatDoesNotFit, StacksTheCaches, PacksDecodesAsOneText,
+        LooksAtTheLastOnly,
     ],
 }  # fmt: skip
 

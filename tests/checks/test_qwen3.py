@@ -76,6 +76,24 @@ def test_the_reference_equals_transformers(family, changes):
             [1, 0.268794, 0.07, 0.0173925, 0.004],
         ),
         ({**suite._YARN, "truncate": False}, 16, 1e4, [1, 0.198584, 0.0255952]),
+        (
+            {**suite._YARN, suite._TRAINED: 4096},
+            16,
+            1e4,
+            [1, 0.316228, 0.1, 0.0256935, 0.00625, 0.0013835],
+        ),
+        (
+            {**suite._YARN, suite._TRAINED: 4096, "truncate": False},
+            16,
+            1e4,
+            [1, 0.316228, 0.1, 0.0286136, 0.00655697, 0.00128563],
+        ),
+        (
+            {**suite._YARN, "beta_slow": 1e-9},
+            16,
+            1e4,
+            [1, 0.300416, 0.09, 0.0268794, 0.008, 0.00237171, 0.0007, 0.000205548],
+        ),
     ],
 )
 def test_the_frequencies_are_those_of_transformers(rope, D, theta, wanted):
@@ -399,6 +417,15 @@ class PopsFromTheFile(package.Qwen3Config):
 
 
 CONFIGS = {
+    "takes_the_newer_of_two_scalings": (
+        _config(before=lambda hf: {
+            k: v for k, v in hf.items()
+            if k != "rope_scaling" or not hf.get("rope_parameters")}),
+        "can't be meant"),
+    "theta_may_be_one": (
+        _config(before=lambda hf: {
+            k: 2.0 if (k, v) == ("rope_theta", 1.0) else v for k, v in hf.items()}),
+        "can't be meant"),
     "head_dim_is_always_a_share": (
         _config(after=lambda hf, c: {"head_dim": c.hidden_size // c.num_heads}),
         "read field by field"),
@@ -524,6 +551,9 @@ FREQUENCIES = {
     "linear_speeds_up": (linear_speeds_up, "Linear scaling"),
     "all_scaling_is_linear": (all_scaling_is_linear, "Scaling by llama3"),
     "llama3_does_not_blend": (llama3_does_not_blend, "Scaling by llama3"),
+    "in_float64": (_frequencies(lambda c, f, s: (f.double(), s)), "Pair i of D / 2"),
+    "yarn_ignores_mscale": (
+        _rope_without("mscale", "mscale_all_dim"), "The scale of yarn"),
     "yarn_always_truncates": (_rope_without("truncate"), "Scaling by yarn"),
     "yarn_has_fixed_betas": (
         _rope_without("beta_fast", "beta_slow"), "Scaling by yarn"),
@@ -647,6 +677,15 @@ class WideComesBack(OwnNorm):
         return super().forward(x.float())
 
 
+class WritesIntoX(OwnNorm):
+    """In float32 x.float() is x itself."""
+
+    def forward(self, x):
+        wide = x.float()
+        wide *= torch.rsqrt(self.measure(wide) + self.eps)
+        return wide.to(x.dtype) * self.weight
+
+
 NORMS = {
     each.__name__: (each, words)
     for each, words in (
@@ -658,6 +697,7 @@ NORMS = {
         (WithoutEps, "RMSNorm adds eps"),
         (EpsIsFixed, "RMSNorm adds eps"),
         (OneSizeForAll, "every row"),
+        (WritesIntoX, "leaves x"),
         (InItsOwnDtype, "In half precision"),
         (WideComesBack, "In half precision"),
     )
@@ -717,6 +757,23 @@ class SplitsBeforeTokens(OwnAttention):
         return x.view(-1, len(x), self.D).transpose(0, 1)
 
 
+class KnowsTheHeads(OwnAttention):
+    """The embedded model's 4 and 2 heads, written down."""
+
+    def forward(self, x, cos, sin, ctx):
+        q, k, v = (
+            f(x).view(len(x), heads, -1)
+            for f, heads in ((self.q_proj, 4), (self.k_proj, 2), (self.v_proj, 2))
+        )
+        q, k, v = self.turned(*self.normed(q, k, v), cos, sin)
+        return self.o_proj(self.merged(ctx.attend(self.layer, q, k, v)))
+
+
+class WantsContiguousAnswers(OwnAttention):
+    def merged(self, out):
+        return out.view(len(out), -1)
+
+
 class AlwaysLayerZero(OwnAttention):
     def __init__(self, c, layer):
         super().__init__(c, 0)
@@ -754,6 +811,8 @@ ATTENTIONS = {
         (SplitsBeforeTokens, "Attention hands its context"),
         (MergesDimensionsFirst, "Attention hands its context"),
         (AlwaysLayerZero, "Attention hands its context"),
+        (KnowsTheHeads, "Attention hands its context"),
+        (WantsContiguousAnswers, "Attention hands its context"),
         (RepeatsKeyHeads, "Attention hands its context"),
         (ScalesQueries, "Attention hands its context"),
         (TurnsValuesToo, "Both q and k are turned"),

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from folovllm_lite import checks
 from folovllm_lite.attention import PlainContext, attention
@@ -18,6 +20,50 @@ ANSWER = [[9, 9, 2, 4], [6, 6, 5.6, 28 / 3]]
 
 def test_the_solutions_pass(capsys):
     checks.transformer_exercises({name: SOLVED[name] for name in EXERCISES})
+    assert "✗" not in capsys.readouterr().out
+
+
+# ----- other right answers: none may be judged wrong
+
+
+def row_by_row(weight, head_dim):
+    heads, rest = divmod(weight.shape[0], head_dim)
+    if rest:
+        raise ValueError(f"{weight.shape[0]} is no multiple of {head_dim}")
+    rows = [
+        first + member + 2 * pair
+        for first in range(0, heads * head_dim, head_dim)
+        for member in (0, 1)
+        for pair in range(head_dim // 2)
+    ]
+    return weight[rows]
+
+
+class CutsForSDPA:
+    """Neighbours are compared; each text goes through PyTorch's function."""
+
+    def __init__(self, positions):
+        before = torch.cat((torch.tensor([-1]), positions[:-1]))
+        if not ((positions == 0) | (positions == before + 1)).all():
+            raise ValueError("positions have to count on, or begin again at 0")
+        self.positions = positions
+        self.starts = (positions == 0).nonzero()[:, 0].tolist()
+
+    def attend(self, layer, q, k, v):
+        out = torch.empty_like(q)
+        for a, b in zip(self.starts, [*self.starts[1:], len(q)], strict=True):
+            one = (x[a:b].transpose(0, 1)[None] for x in (q, k, v))
+            sdpa = F.scaled_dot_product_attention
+            out[a:b] = sdpa(*one, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+        return out
+
+
+@pytest.mark.parametrize(
+    "name, right",
+    [("pairs_to_halves", row_by_row), ("PackedContext", CutsForSDPA)],
+)
+def test_other_right_answers_pass(name, right, capsys):
+    checks.transformer_exercises(**{name: right})
     assert "✗" not in capsys.readouterr().out
 
 
@@ -107,6 +153,16 @@ def writes_into_the_weight(weight, head_dim):
     return weight.copy_(SOLVED["pairs_to_halves"](weight, head_dim))
 
 
+def writes_into_the_bias(weight, head_dim):
+    moved = SOLVED["pairs_to_halves"](weight, head_dim)
+    return weight.copy_(moved) if weight.dim() == 1 else moved
+
+
+def makes_it_float32(weight, head_dim):
+    moved = SOLVED["pairs_to_halves"](weight, head_dim)
+    return moved.float() if weight.dtype == torch.bfloat16 else moved
+
+
 def drops_the_rest(weight, head_dim):
     whole = weight.shape[0] // head_dim * head_dim
     return SOLVED["pairs_to_halves"](weight[:whole], head_dim)
@@ -151,6 +207,32 @@ class MasksTheOthers:
         return torch.einsum("hts,shd->thd", weights, v)
 
 
+class PadsToTheLongest(SOLVED["PackedContext"]):
+    """One batched product: nothing between texts, much between a text and padding."""
+
+    def attend(self, layer, q, k, v):
+        q, k, v = (
+            pad_sequence(x.split(self.lengths), batch_first=True).transpose(1, 2)
+            for x in (q, k, v)
+        )
+        sdpa = F.scaled_dot_product_attention
+        out = sdpa(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+        return torch.cat([x[:n] for x, n in zip(out, self.lengths, strict=True)])
+
+
+class MasksWithoutProducts(MasksTheOthers):
+    """All T x T scores, by sums that the counter of FLOPs doesn't see."""
+
+    def attend(self, layer, q, k, v):
+        group = q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+        scores = (q[:, None] * k).sum(-1) / math.sqrt(q.shape[-1])  # [T, S, Hq]
+        hidden = self.owner[:, None] != self.owner
+        hidden |= self.positions > self.positions[:, None]
+        weights = scores.masked_fill(hidden[..., None], -math.inf).softmax(1)
+        return (weights[..., None] * v).sum(1)
+
+
 class ForgetsTheLastText(SOLVED["PackedContext"]):
     def __init__(self, positions):
         super().__init__(positions)
@@ -182,6 +264,37 @@ class TakesAnyPositions:
     attend = SOLVED["PackedContext"].attend
 
 
+def _takes(allowed):
+    """The solution with another test of what a sequence is."""
+
+    class Takes(TakesAnyPositions):
+        def __init__(self, positions):
+            super().__init__(positions)
+            parts = positions.split(self.lengths) if positions[0] == 0 else []
+            if not parts or not all(allowed(part.tolist()) for part in parts):
+                raise ValueError(f"{positions.tolist()} are no sequences from 0 on")
+
+    return Takes
+
+
+LooksAtTheLast = _takes(lambda part: part[-1] == len(part) - 1)
+LooksAtTheSum = _takes(lambda part: 2 * sum(part) == len(part) * (len(part) - 1))
+LooksAtTheSet = _takes(lambda part: sorted(part) == list(range(len(part))))
+LooksAtJumps = _takes(
+    lambda part: all(
+        b - a <= 1 and a != b for a, b in zip(part, part[1:], strict=False)
+    )
+)
+
+
+class LooksAtTheFirstText(TakesAnyPositions):
+    def __init__(self, positions):
+        super().__init__(positions)
+        n = self.lengths[0] if positions[0] == 0 else 0
+        if not n or positions[:n].tolist() != list(range(n)):
+            raise ValueError(f"{positions.tolist()} are no sequences from 0 on")
+
+
 class KeepsTheFirstLayersKeys(SOLVED["PackedContext"]):
     def attend(self, layer, q, k, v):
         if layer == 0:
@@ -198,11 +311,14 @@ MUTANTS = {
     ],
     "pairs_to_halves": [
         gives_it_back, goes_the_other_way, forgets_the_heads, puts_the_odd_ones_first,
-        moves_columns, wants_a_matrix, writes_into_the_weight, drops_the_rest,
+        moves_columns, wants_a_matrix, writes_into_the_weight, writes_into_the_bias,
+        makes_it_float32, drops_the_rest,
     ],
     "PackedContext": [
         TakesAllForOneText, CountsOn, MasksTheOthers, ForgetsTheLastText,
-        ForgetsTheMask, TakesAnyPositions, KeepsTheFirstLayersKeys,
+        ForgetsTheMask, TakesAnyPositions, KeepsTheFirstLayersKeys, PadsToTheLongest,
+        MasksWithoutProducts, LooksAtTheLast, LooksAtTheSum, LooksAtTheSet,
+        LooksAtJumps, LooksAtTheFirstText,
     ],
 }  # fmt: skip
 
