@@ -50,7 +50,8 @@ class ContiguousKVCache:
         """The attention context of the next `tokens` tokens.
 
         Raises:
-            ValueError: if they don't fit behind the tokens that are stored.
+            ValueError: with the numbers, if they are fewer than 1 or don't fit behind
+                the tokens that are stored.
         """
         if tokens < 1:
             raise ValueError(f"a step needs at least 1 token, got {tokens}")
@@ -62,7 +63,11 @@ class ContiguousKVCache:
         return ContiguousContext(self, tokens)
 
     def advance(self, tokens: int) -> None:
-        """Count `tokens` tokens, computed through `step`, as stored."""
+        """Count `tokens` tokens, computed through `step`, as stored.
+
+        Raises:
+            ValueError: if they are fewer than 1, or more than there is room for.
+        """
         if not 0 < tokens <= self.max_len - self.length:
             raise ValueError(
                 f"can't advance by {tokens}: the cache holds {self.length} of "

@@ -329,7 +329,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [..., n] to the same shape and dtype."""
+        """Map x [..., n] to a new tensor of the same shape and dtype."""
         wide = x.float()  # the square of 300 is more than float16 can hold
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
