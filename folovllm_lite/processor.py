@@ -136,7 +136,7 @@ class InputProcessor:
 
         Args:
             messages: each with a role and a content, which is a string, a list of
-                {"type": "text", "text": string}, or None beside tool_calls.
+                strings or {"type": "text", "text": string}, or None beside tool_calls.
             chat_template: in Jinja; None is the tokenizer's.
             add_generation_prompt: open the assistant's turn.
             continue_final_message: leave the last message open instead.
@@ -487,7 +487,8 @@ class OutputBuilder:
         max_tokens: after how many tokens it ends at the latest.
 
     `stop_token_ids` are all tokens that `min_tokens` holds back: as in vLLM also the
-    end of a text that `ignore_eos` ignores.
+    end of a text that `ignore_eos` ignores. `token_ids` is one list that grows, so that
+    a row of the sampler can read it.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """What has to be true of text that goes in and text that comes out (notebook 08)."""
 
+import codecs
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -286,6 +287,7 @@ def _contents(p: SimpleNamespace) -> None:
         ({"role": "user", "content": [text]}, "user:a;"),
         ({"role": "user", "content": [text, {"type": "text", "text": "b"}]},
          "user:a\nb;"),
+        ({"role": "user", "content": ["a", text]}, "user:a\na;"),
         ({"role": "assistant", "content": None, "tool_calls": [call]}, "assistant:;"),
     ):  # fmt: skip
         made = given.chat([message])["prompt"]
@@ -409,6 +411,7 @@ def _text_of(p: SimpleNamespace) -> None:
     for pieces, wanted in (
         ([b"\xe9", b"\xbe"], b"\xe9\xbe"), ([b"a", b"\xe9"], b"\xe9"),
         ([b"\x99", b"!"], b""), ([b"\xe9", b"a"], b""), ([b"\xff"], b""),
+        ([b"a", b"\xf0", b"\x9f", b"\x99"], b"\xf0\x9f\x99"),
     ):  # fmt: skip
         got = p.TokenTexts(_Pieces(pieces)).unfinished(range(len(pieces)))
         expect(f"{_show(pieces)}: unfinished", got, wanted)
@@ -531,6 +534,7 @@ def _special(p: SimpleNamespace) -> None:
         (False, [b"a", b"<s>", b"b"], 0, "a<s>b"),
         (True, [b"\xe9", b"<s>", b"\xbe\x99"], 0, "龙"),
         (True, [b"\xe9\xbe", b"<s>", b"\x99"], 2, "龙"),
+        (False, [b"\xe9\xbe", b"<s>", b"\x99"], 2, "�"),
     ):
         texts = p.TokenTexts(_Pieces(pieces, special=(1,)))
         ids = list(range(len(pieces)))
@@ -599,6 +603,23 @@ def _window_spaces(p: SimpleNamespace) -> None:
         expect(f"12 words, {prompt} of them prompt: the output's text", got, wanted)
 
 
+@_SUITE.property(
+    "WindowDetokenizer",
+    hint="which tokens does the window still need once their text is shown?",
+)
+def _window_small(p: SimpleNamespace) -> None:
+    """It decodes a few tokens each time, however long the text has become."""
+    tokenizer, counts = _Spaced(), []
+    decode = tokenizer.decode
+    tokenizer.decode = lambda ids, **more: counts.append(len(ids)) or decode(ids)
+    made = p.WindowDetokenizer(p.TokenTexts(tokenizer), [0, 1] * 50, True, True)
+    for token_id in [0, 1, 2, 3] * 25:
+        made.append(token_id)
+    if sum(counts) > 100 * 20:
+        given = "100 words behind a prompt of 100: ids that were decoded"
+        fail(given, sum(counts), "not more than 20 a token")
+
+
 # ----- stop strings
 
 
@@ -612,9 +633,12 @@ def _goes_on(p: SimpleNamespace) -> None:
         (["ab"], "a", True), (["ab"], "ab", False), (["ab"], "b", False),
         (["ab"], "", True), (["ab", "abc"], "ab", True), (["b", "ab"], "a", True),
         (["b", "d"], "c", False), (["b", "a"], "z", False), (["aa", "ac"], "ab", False),
+        (["a" * 40], "a" * 39, True), (["a" * 40], "a" * 40, False),
     ):  # fmt: skip
-        got = p.StopStrings(stops).goes_on(text)
-        expect(f"StopStrings({stops}).goes_on({text!r})", got, wanted)
+        given = f"StopStrings({stops}).goes_on({text!r})"
+        mine = list(stops)
+        expect(given, p.StopStrings(mine).goes_on(text), wanted)
+        expect(f"{given}: the caller's list afterwards", mine, stops)
 
 
 @_SUITE.property(
@@ -663,6 +687,41 @@ def _plain_text(p: SimpleNamespace) -> None:
         expect(f"{_show(pieces)}: shown after each token", shown, wanted)
 
 
+class _Wordy(_Spaced):
+    """The words, with an end token of its own kind: they can only be decoded."""
+
+    def convert_ids_to_tokens(self, token_id: int) -> str:
+        return self.words[token_id]
+
+
+@_SUITE.property(
+    "OutputBuilder",
+    hint="which detokenizer, with which prompt, and what is done with special tokens?",
+)
+def _read_right(p: SimpleNamespace) -> None:
+    """Bytes are read where tokens spell them, else a window of tokens is decoded; the
+    prompt and skip_special_tokens count.
+    """
+    for pieces, prompt, more, wanted in (
+        ([b"a\xe9\xbe", b"\x99", b"!"], 1, {}, ["龙", "龙!"]),
+        ([b"a", "�🙂".encode()[:-1], b"\x82"], 0, {}, ["a", "a�", "a�🙂"]),
+        ([b"a", b"<s>", b"b"], 0, {"special": (1,)}, ["a", "a", "ab"]),
+        ([b"a", b"<s>", b"b"], 0, {"special": (1,), "skip_special_tokens": False},
+         ["a", "a<s>", "a<s>b"]),
+    ):  # fmt: skip
+        shown = _run(p, pieces, prompt, **more)[1]
+        given = f"prompt {_show(pieces[:prompt]) or 'empty'}, {_show(pieces[prompt:])}"
+        given += "".join(f", {name}={value}" for name, value in more.items())
+        expect(f"{given}: shown after each token", shown, wanted)
+    params, texts = SamplingParams(max_tokens=9), p.TokenTexts(_Wordy())
+    builder, shown = p.OutputBuilder(texts, [0], params, (), 9), []
+    for token_id in (1, 2):
+        builder.append(token_id, -0.5)
+        shown.append(builder.text)
+    given = "a tokenizer that spells no bytes, prompt 'once', then upon | a: shown"
+    expect(given, shown, [" upon", " upon a"])
+
+
 def _expect_end(p: SimpleNamespace, pieces: list[bytes], wanted: Any, **more: Any):
     """Compare text, number of tokens, finish_reason and stop_reason."""
     made = _run(p, pieces, **more)[0].output(0)
@@ -678,9 +737,13 @@ _END = [b"a", b"<end>", b"b"]
 
 @_SUITE.property("OutputBuilder", hint="the end token is silent, and it counts")
 def _end_token(p: SimpleNamespace) -> None:
-    """An end token leaves no text and no stop_reason; ignore_eos goes on past it."""
+    """An end token leaves no text, unless it is asked for, and no stop_reason;
+    ignore_eos goes on past it.
+    """
     _expect_end(p, _END, ("a", 2, "stop", None), eos=(1,))
     _expect_end(p, _END, ("a<end>b", 3, "length", None), eos=(1,), ignore_eos=True)
+    more = {"eos": (1,), "include_stop_str_in_output": True}
+    _expect_end(p, _END, ("a<end>", 2, "stop", None), **more)
 
 
 @_SUITE.property(
@@ -722,6 +785,8 @@ def _last_allowed(p: SimpleNamespace) -> None:
     _expect_end(p, _END, ("a", 2, "stop", None), max_tokens=2, eos=(1,))
     _expect_end(p, _END, ("a", 2, "stop", 1), max_tokens=2, stop_token_ids=[1])
     _expect_end(p, _END, ("a<end>", 3, "stop", "b"), max_tokens=3, stop="b")
+    more = {"max_tokens": 2, "min_tokens": 2, "eos": (1,)}
+    _expect_end(p, _END, ("a<end>", 2, "length", None), **more)
 
 
 @_SUITE.property(
@@ -733,6 +798,8 @@ def _dropped(p: SimpleNamespace) -> None:
     _expect_end(p, pieces, ("a�", 2, "length", None), max_tokens=2)
     _expect_end(p, pieces, ("a�", 3, "stop", None), eos=(2,))
     _expect_end(p, pieces, ("a�", 3, "stop", 2), stop_token_ids=[2])
+    more = {"stop_token_ids": [1], "include_stop_str_in_output": True}
+    _expect_end(p, pieces, ("a�", 2, "stop", 1), **more)
 
 
 @_SUITE.property(
@@ -744,6 +811,12 @@ def _stops(p: SimpleNamespace) -> None:
     _expect_end(p, [b"a", b"b"], ("a", 2, "stop", "b"), stop="b")
     _expect_end(p, [b"abcd"], ("a", 1, "stop", "bc"), stop=["bcd", "bc"])
     _expect_end(p, [b"abcd"], ("a", 1, "stop", "bcd"), stop=["cd", "bcd"])
+    _expect_end(p, [b"ab", b"c"], ("a", 2, "stop", "bc"), stop=["abcd", "bc"])
+    more = {"stop": "b", "include_stop_str_in_output": True}
+    _expect_end(p, [b"abc"], ("ab", 1, "stop", "b"), **more)
+    # A stop token that is shown may hold a stop string: then the string ended it.
+    more = {"stop": "<e", "stop_token_ids": [1], "include_stop_str_in_output": True}
+    _expect_end(p, _END, ("a<e", 2, "stop", "<e"), **more)
     rng = random.Random(3)
     for number in range(240):
         text = "".join(rng.choices("ab从", k=1 + number // 12))
@@ -766,12 +839,17 @@ def _grows(p: SimpleNamespace) -> None:
         ([b"a E", b"N", b"D!"], ["a ", "a ", "a "]),
         ([b"EE", b"ND"], ["E", "E"]),
         ([b"\xe9\xbe", b"\x99E", b"."], ["", "龙", "龙E."]),
+        ([b"a E", b"N", b"X", b"b"], ["a ", "a ", "a ENX", "a ENXb"]),
+        ([b"EN", b"EN", b"b"], ["", "EN", "ENENb"]),
     ):
         shown = _run(p, pieces, stop="END")[1]
         expect(f"{_show(pieces)}, stop='END': shown after each token", shown, wanted)
     shown = _run(p, [b"aab", b"c", b"d"], stop=["abx", "bcy"])[1]
     given = "'aab' | 'c' | 'd', stop=['abx', 'bcy']: shown after each token"
     expect(given, shown, ["a", "aa", "aabcd"])
+    shown = _run(p, [b"ab", b"x", b"y"], stop="ab", min_tokens=2)[1]
+    given = "'ab' | 'x' | 'y', stop='ab', min_tokens=2: shown after each token"
+    expect(given, shown, ["ab", "abx", "abxy"])
 
 
 @_SUITE.property("OutputBuilder", hint="nothing can be taken back any more: who waits?")
@@ -779,6 +857,10 @@ def _lets_go(p: SimpleNamespace) -> None:
     """At the end, whatever ends it, all that waited is shown."""
     _expect_end(p, [b"a E", b"N"], ("a EN", 2, "length", None), stop="END")
     _expect_end(p, [b"a E", b"!"], ("a E", 2, "stop", None), stop="END", eos=(1,))
+    more = {"stop": "END", "stop_token_ids": [1]}
+    _expect_end(p, [b"a E", b"!"], ("a E", 2, "stop", 1), **more)
+    more = {"stop": "END", "min_tokens": 2, "max_tokens": 2}
+    _expect_end(p, [b"a E", b"N"], ("a EN", 2, "length", None), **more)
 
 
 @_SUITE.property(
@@ -790,6 +872,7 @@ def _min_tokens(p: SimpleNamespace) -> None:
     _expect_end(p, pieces, ("xyx", 4, "stop", "y"), stop=["y"], min_tokens=2)
     pieces = [b"x", b"e", b"e"]
     _expect_end(p, pieces, ("xe", 3, "stop", None), eos=(2, 1), min_tokens=2)
+    _expect_end(p, pieces, ("xe", 3, "stop", 2), eos=(1, 2), min_tokens=2)
     pieces = [b"a", b"b", b"c", b"d"]
     more = {"stop": ["ab", "bcd"], "min_tokens": 2}
     _expect_end(p, pieces, ("a", 4, "stop", "bcd"), **more)
@@ -874,10 +957,13 @@ def _many_stops(p: SimpleNamespace) -> None:
     "OutputBuilder", hint="the caller may keep an output while the builder goes on"
 )
 def _outputs(p: SimpleNamespace) -> None:
-    """Logprobs add up and are kept if asked for; an output has lists of its own."""
+    """Logprobs add up and are kept if asked for; token_ids is one list that grows, and
+    an output has lists of its own.
+    """
     texts = p.TokenTexts(_Pieces([b"a", b"b"]))
     params = SamplingParams(logprobs=1, max_tokens=9)
     builder = p.OutputBuilder(texts, [], params, (), 9)
+    live = builder.token_ids
     first, second = {0: Logprob(-0.5, 1)}, {1: Logprob(-0.25, 1)}
     builder.append(0, -0.5, first)
     kept = builder.output(3)
@@ -886,6 +972,7 @@ def _outputs(p: SimpleNamespace) -> None:
     expect("... text, after 'b' came too", kept.text, "a")
     expect("... token_ids, after 'b' came too", kept.token_ids, [0])
     expect("... how many logprobs", len(kept.logprobs), 1)
+    expect("token_ids that a row of the sampler reads, after both", live, [0, 1])
     now = builder.output(0)
     expect("'a' -0.5, 'b' -0.25: cumulative_logprob", now.cumulative_logprob, -0.75)
     expect("... logprobs", now.logprobs, [first, second])
@@ -900,6 +987,9 @@ def _outputs(p: SimpleNamespace) -> None:
         expect(f"{given}: logprobs", got.logprobs, [first, second])
     plain = _run(p, [b"a"])[0].output(0)
     expect("logprobs not asked for: logprobs", plain.logprobs, None)
+    waits = p.OutputBuilder(texts, [], SamplingParams(stop="ab"), (), 9)
+    waits.append(0, -0.5)
+    _expect_text("'a', stop='ab': output(0).text", waits.output(0).text, "")
 
 
 # ----- the exercises
@@ -957,6 +1047,18 @@ def _expect_ready(p: SimpleNamespace, data: bytes, wanted: int) -> None:
     expect(f"ready({data.hex(' ') or 'no bytes'})", p.ready(data), wanted)
 
 
+def _pairs() -> Iterator[tuple[bytes, int]]:
+    """A byte that may lead, any second, and how many of the two are ready.
+
+    Without ed: whether ed a0 may wait is a matter of taste, and of the library.
+    """
+    for lead, second in product(range(0xC0, 0x100), range(0x100)):
+        if lead != 0xED and second != 0xED:
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            decoder.decode(data := bytes((lead, second)))
+            yield data, 2 - len(decoder.getstate()[0])
+
+
 @_SUITE.property("ready", hint="if all is complete, all of it is ready")
 def _ready_whole(p: SimpleNamespace) -> None:
     """Whole characters are ready, U+FFFD among them."""
@@ -969,11 +1071,14 @@ def _ready_whole(p: SimpleNamespace) -> None:
 )
 def _ready_waits(p: SimpleNamespace) -> None:
     """The bytes of an unfinished character at the end wait, and only those."""
-    for text in ("é", "龙", "🙂", "�"):
+    for text in "é龙🙂�" + "\x80\u07ff\u0800\u1000\ue000\U00010000\U0010ffff":
         data = text.encode()
         for cut in range(1, len(data)):
             for before in (b"", b"a", "龙".encode()):
                 _expect_ready(p, before + data[:cut], len(before))
+    for data, count in _pairs():
+        if count < 2:
+            _expect_ready(p, data, count)
 
 
 @_SUITE.property(
@@ -987,12 +1092,15 @@ def _ready_broken(p: SimpleNamespace) -> None:
                  b"\xf8\x80\x80"):  # fmt: skip
         _expect_ready(p, data, len(data))
     _expect_ready(p, b"\xe9\xe9", 1)
+    _expect_ready(p, b"\x99a\xe9\xbe", 2)
+    for data, count in _pairs():
+        if count == 2:
+            _expect_ready(p, data, count)
 
 
 @_SUITE.property("ready", hint="compare with bytes.decode on the whole, byte for byte")
 def _ready_stream(p: SimpleNamespace) -> None:
     """Decoded as it gets ready, any stream of bytes gives the text of the whole."""
-    # Without ed: whether ed a0 may wait is a matter of taste, and of the library.
     some = b"a\x80\x9f\xa0\xbf\xc1\xc3\xe0\xe9\xf0\xf4\xf5"
     for size in (1, 2, 3, 4):
         for values in product(some, repeat=size):
@@ -1007,6 +1115,18 @@ def _ready_stream(p: SimpleNamespace) -> None:
             wanted = data.decode("utf-8", "replace")
             if text != wanted:
                 fail(f"{data.hex(' ')}, byte by byte", repr(text), repr(wanted))
+    rng = random.Random(6)
+    for size in range(5, 60):
+        data, text, waiting = bytes(rng.choices(some, k=size)), "", b""
+        pieces = _cuts(data, rng)
+        for piece in pieces:
+            waiting += piece
+            count = p.ready(waiting)
+            text += waiting[:count].decode("utf-8", "replace")
+            waiting = waiting[count:]
+        text += waiting.decode("utf-8", "replace")
+        given = " | ".join(piece.hex(" ") for piece in pieces)
+        _expect_text(f"{given}, piece by piece", text, data.decode("utf-8", "replace"))
 
 
 def _certain(text: str, begin: str, end: str, over: bool) -> str:
@@ -1057,10 +1177,14 @@ def _hide_whole(p: SimpleNamespace) -> None:
     """Spans whose marks come whole are left out, several too, and all else is shown."""
     _judge_hide(
         p,
-        [["ab"], ["a", "b"], ["a", "(", "x", ")", "b"], ["a(x)b"], ["a(x)b(y)(z)c"]],
+        [
+            ["ab"], [], ["a", "b"], ["a", "(", "x", ")", "b"], ["a(x)b"],
+            ["a(x)b(y)(z)c"], ["a", "", "(x", "", ")", "", "b"], ["a (x) b"],
+            ["a\n", " ", "(x\ny)", " \n", "b"],
+        ],
         "(",
         ")",
-    )
+    )  # fmt: skip
 
 
 @_SUITE.property("hide", hint="the end of what you have may be the beginning of a mark")
@@ -1109,3 +1233,15 @@ def _hide_streams(p: SimpleNamespace) -> None:
                 left = left[size:]
             cases.append(pieces)
         _judge_hide(p, cases, begin, end)
+    # Two streams of one service: what one keeps is nothing to the other.
+    seen: list[str] = []
+
+    def source() -> Iterator[str]:
+        yield "a<t>x<"
+        seen.extend(p.hide(iter(["c<", "b<t>y</t>d"]), "<t>", "</t>"))
+        yield "/t>b"
+
+    got = "".join(p.hide(source(), "<t>", "</t>"))
+    given = "'a<t>x<' | '/t>b', and all of another stream between the two"
+    _expect_text(f"{given}: all that was shown", got, "ab")
+    _expect_text(f"{given}: the other, 'c<' | 'b<t>y</t>d'", "".join(seen), "c<bd")

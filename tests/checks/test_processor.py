@@ -22,7 +22,7 @@ from folovllm_lite.processor import (
 def test_the_package_passes(capsys):
     checks.processor(module)
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 37 properties hold." in out
+    assert "✗" not in out and "All 39 properties hold." in out
 
 
 # ----- mutants: InputProcessor
@@ -162,6 +162,11 @@ def _drops(name):
 
     mutant.__name__ = f"drops_{name}"
     return mutant
+
+
+@_chat_with
+def strings_are_no_parts(messages, options):
+    return (_each(messages, lambda c: [p for p in c if isinstance(p, dict)] or c),)
 
 
 class ArgumentsStayJson(InputProcessor):
@@ -309,6 +314,11 @@ class OneTokenBefore(TokenTexts):
         return super().text_of(token_id, before[-1:])
 
 
+class TwoTokensBefore(TokenTexts):
+    def unfinished(self, token_ids):
+        return super().unfinished(token_ids[-2:])
+
+
 class DecodesAlone(TokenTexts):
     def bytes_of(self, token_id):
         return self.tokenizer.decode([token_id]).encode()
@@ -397,6 +407,12 @@ class SpecialTokensInThePrompt(ByteDetokenizer):
             self._decoder.decode(texts.bytes_of(token_id))
 
 
+class NoSpecialTokenOfAPromptCounts(ByteDetokenizer):
+    def __init__(self, texts, prompt_token_ids, skip_special):
+        kept = [i for i in prompt_token_ids if i not in texts.special_ids]
+        super().__init__(texts, kept, skip_special)
+
+
 class NeverFinishes(ByteDetokenizer):
     def finish(self):
         return ""
@@ -431,7 +447,24 @@ class NoWindow(WindowDetokenizer):
         return new
 
 
+class KeepsTheWholeWindow(WindowDetokenizer):
+    """Right, and slower with every token."""
+
+    def _take(self, most):
+        whole = self._ids
+        new = super()._take(most)
+        if new:
+            self._ids, self._read = whole, len(whole)
+        return new
+
+
 # ----- mutants: StopStrings
+
+
+class SortsTheCallersList(StopStrings):
+    def __init__(self, strings):
+        strings.sort()
+        super().__init__(strings)
 
 
 class WholeOnesGoOn(StopStrings):
@@ -661,6 +694,62 @@ def a_stop_is_no_end(self, new, may_stop):
     self.finish_reason = before or self.finish_reason
 
 
+def shows_one_more_at_most(self, new, may_stop):
+    """An `if` where a `while` is needed."""
+    for char in new:
+        self._text += char
+        waits = self._text[self._shown :]
+        stop = self._stops.ending(waits) if self._stops and may_stop else None
+        if stop:
+            _cut(self, len(self._text) - len(stop), len(self._text), stop)
+            break
+        if self._stops and not self._stops.goes_on(waits):
+            self._shown += 1
+    if self.finish_reason or not self._stops:
+        self._shown = len(self._text)
+
+
+def what_passed_waits(self, new, may_stop):
+    """A stop string that min_tokens let pass is held back, whole."""
+    shown = self._shown
+    OutputBuilder._write(self, new, may_stop)
+    stops = self._params.stop
+    if not self.finish_reason and any(self._text.endswith(s) for s in stops):
+        self._shown = shown
+
+
+def the_token_ended_it(self, new, may_stop):
+    """A stop token that is shown is not looked through for stop strings."""
+    if self.finish_reason == "stop":
+        self._text += new
+        self._shown = len(self._text)
+    else:
+        OutputBuilder._write(self, new, may_stop)
+
+
+def the_reason_is_all_that_waits(self, new, may_stop):
+    for char in new:
+        waits = self._text[self._shown :] + char
+        OutputBuilder._write(self, char, may_stop)
+        if isinstance(self.stop_reason, str):
+            self.stop_reason = waits
+            return
+    OutputBuilder._write(self, "", may_stop)
+
+
+def no_reason_where_it_is_kept(self, new, may_stop):
+    OutputBuilder._write(self, new, may_stop)
+    if self._params.include_stop_str_in_output and isinstance(self.stop_reason, str):
+        self.stop_reason = None
+
+
+def nothing_ends_within_min_tokens(self, new, may_stop):
+    """Keeps what waits although max_tokens has ended the text."""
+    OutputBuilder._write(self, new, may_stop)
+    if not may_stop and self._stops:
+        self._shown = len(self._text) - max(_overlaps(self), default=0)
+
+
 class ShowsEverything(OutputBuilder):
     @property
     def text(self):
@@ -797,6 +886,68 @@ class LogprobsAlways(OutputBuilder):
         return made
 
 
+class NoPrompt(OutputBuilder):
+    def __init__(self, texts, prompt_token_ids, *others):
+        super().__init__(texts, [], *others)
+
+
+class SkipsAllSpecial(OutputBuilder):
+    def __init__(self, texts, prompt_token_ids, *others):
+        super().__init__(texts, prompt_token_ids, *others)
+        if texts.spelling:
+            self._detokenizer = ByteDetokenizer(texts, prompt_token_ids, True)
+
+
+class AlwaysAWindow(OutputBuilder):
+    def __init__(self, texts, prompt_token_ids, params, *others):
+        super().__init__(texts, prompt_token_ids, params, *others)
+        skip = params.skip_special_tokens
+        self._detokenizer = WindowDetokenizer(texts, prompt_token_ids, skip, True)
+
+
+class AlwaysBytes(OutputBuilder):
+    def __init__(self, texts, prompt_token_ids, params, *others):
+        super().__init__(texts, prompt_token_ids, params, *others)
+        skip = params.skip_special_tokens
+        self._detokenizer = ByteDetokenizer(texts, prompt_token_ids, skip)
+
+
+class AnEndIsNeverShown(OutputBuilder):
+    def append(self, token_id, logprob, logprobs=None):
+        if token_id in self._eos:
+            self._params = dataclasses.replace(
+                self._params, include_stop_str_in_output=False
+            )
+        super().append(token_id, logprob, logprobs)
+
+
+class OwnEndAtOnce(OutputBuilder):
+    def append(self, token_id, logprob, logprobs=None):
+        if token_id in self._eos:
+            self._params = dataclasses.replace(self._params, min_tokens=0)
+        super().append(token_id, logprob, logprobs)
+
+
+class NoLengthWithinMinTokens(OutputBuilder):
+    def append(self, token_id, logprob, logprobs=None):
+        super().append(token_id, logprob, logprobs)
+        if len(self.token_ids) <= self._params.min_tokens:
+            self.finish_reason = None
+
+
+class AnotherListEachTime(OutputBuilder):
+    def append(self, token_id, logprob, logprobs=None):
+        self.token_ids = list(self.token_ids)
+        super().append(token_id, logprob, logprobs)
+
+
+class OutputShowsAll(OutputBuilder):
+    def output(self, index):
+        made = super().output(index)
+        made.text = self._text
+        return made
+
+
 class HalfACharacterIsLost(OutputBuilder):
     def append(self, token_id, logprob, logprobs=None):
         self._detokenizer.finish = lambda: ""
@@ -868,6 +1019,26 @@ def counts_from_the_lead_alone(data):
 
 def only_the_last_byte(data):
     return len(data) - (1 if data and data[-1] >= 0xC0 else 0)
+
+
+def _ready_but(**wrong):
+    """`ready` with other answers for an unfinished character of some leads."""
+
+    def changed(data):
+        for lead, seconds in wrong.items():
+            lead, tail = int(lead[1:], 16), data[-2:]
+            if len(tail) == 2 and tail[0] == lead and tail[1] in seconds:
+                return len(data) - 2 * (ready(data) == len(data))
+            if not seconds and tail[-1:] == bytes([lead]):
+                return len(data) - (ready(data) == len(data))
+        return ready(data)
+
+    changed.__name__ = "_".join(["wrong_at", *wrong])
+    return changed
+
+
+def looks_at_short_data_only(data):
+    return ready(data) if len(data) < 5 else len(data)
 
 
 def strict(data):
@@ -1002,6 +1173,25 @@ def one_state_for_both_marks(pieces, begin, end):
         yield text
 
 
+def strips_its_pieces(pieces, begin, end):
+    yield from hide((piece.strip() or piece.strip(" ") for piece in pieces), begin, end)
+
+
+def one_state_for_all_streams(pieces, begin, end, state=["", False]):  # noqa: B006
+    for piece in pieces:
+        state[0] += piece
+        while (mark := end if state[1] else begin) in state[0]:
+            before, _, state[0] = state[0].partition(mark)
+            yield "" if state[1] else before
+            state[1] = not state[1]
+        keep = len(state[0]) - held_back(state[0], [mark])
+        yield "" if state[1] else state[0][:keep]
+        state[0] = state[0][keep:]
+    if not state[1]:
+        yield state[0]
+    state[:] = ["", False]
+
+
 def waits_for_both_marks(pieces, begin, end):
     """Finds the right mark, but holds back what could begin either."""
     text, inside = "", False
@@ -1028,24 +1218,24 @@ MUTANTS = {
         ArgumentsStayJson, ArgumentsAreParsedInPlace, TheTemplatesErrorPasses,
         TheTemplatesWordsAreLost, HalfAPairReachesTheTokenizer, HandsOnWhatIsNoOption,
         AnyKeyIsAPrompts, NoSaltIsLookedAt, TheVocabularyHasOneStopMore,
-        NotAllOfTheVocabulary,
+        NotAllOfTheVocabulary, strings_are_no_parts,
     ],
     "TokenTexts": [
         DecodesAlone, ForgetsTheSoftHyphen, EverythingIsByteLevel, BosAndEosAreSpecial,
         EveryAddedTokenIsSpecial, DecodedAlone, NothingForEveryPart,
         RemembersAcrossPlaces, OneTokenBefore, EverySequenceFallsBack,
-        ShowsHalvesOfWords,
+        ShowsHalvesOfWords, TwoTokensBefore,
     ],
     "ByteDetokenizer": [
         TokenByToken, DropsBrokenBytes, WaitsForReplacements, ForgetsThePrompt,
         LastPromptTokenOnly, ShowsThePromptAgain, SpecialTokensInThePrompt,
-        NeverFinishes,
+        NeverFinishes, NoSpecialTokenOfAPromptCounts,
     ],
-    "WindowDetokenizer": [WaitsForEver, NeverWaits, NoWindow],
+    "WindowDetokenizer": [WaitsForEver, NeverWaits, NoWindow, KeepsTheWholeWindow],
     "StopStrings": [
         WholeOnesGoOn, NeighboursAreEnough, UnsortedList, NothingGoesOn,
         TheNeighbourOrNothing, TheShortestEnding, AnyStopInside, TheFirstOfTheList,
-        TheFirstOnly, OneAfterAnother,
+        TheFirstOnly, OneAfterAnother, SortsTheCallersList,
     ],
     "write": [
         the_first_to_begin, the_first_of_the_list, an_old_match_counts,
@@ -1053,13 +1243,18 @@ MUTANTS = {
         holds_the_shortest_overlap, holds_one_too_few, holds_nothing, holds_to_the_end,
         stops_before_min_tokens, forgets_what_passed, goes_on_behind_the_stop,
         gives_no_reason, a_stop_is_no_end, what_passed_counts_later,
+        shows_one_more_at_most, what_passed_waits, the_token_ended_it,
+        the_reason_is_all_that_waits, no_reason_where_it_is_kept,
+        nothing_ends_within_min_tokens,
     ],
     "OutputBuilder": [
         ShowsEverything, LooksAtOneToken, MinTokensIsOneMore, TheStopTokenComesFirst,
         IgnoresTheEndAmongStops, EveryEndIsSilent, TheFirstEndIsItsOwn,
         OtherEndsAreNeverIgnored, LengthWins, OneTokenTooMany, BansOnlyWhatEndsIt,
         BansStopsOnly, FinishesAtTheLimitOnly, EosNamesItself, EosIsShown,
-        AlwaysIncludes, OneListForAll, LogprobsAlways, HalfACharacterIsLost,
+        AlwaysIncludes, OneListForAll, LogprobsAlways, HalfACharacterIsLost, NoPrompt,
+        SkipsAllSpecial, AlwaysAWindow, AlwaysBytes, AnEndIsNeverShown, OwnEndAtOnce,
+        NoLengthWithinMinTokens, AnotherListEachTime, OutputShowsAll,
     ],
     "predict_news": [
         _but(2, "�"), _but(3, "�!"), _but(4, " E"), _but(6, "O"), _but(7, ""),
@@ -1068,11 +1263,14 @@ MUTANTS = {
     "ready": [
         everything_is_ready, waits_for_replacements, all_or_nothing,
         any_high_byte_waits, counts_from_the_lead_alone, only_the_last_byte, strict,
+        _ready_but(xc2=()), _ready_but(xc1=()), _ready_but(xe1=()), _ready_but(xf2=()),
+        _ready_but(xe0=b"\xa0"), _ready_but(xe0=b"\x9f"), _ready_but(xf0=b"\x8f"),
+        _ready_but(xf0=b"\x90"), _ready_but(xf4=b"\x8f"), looks_at_short_data_only,
     ],
     "hide": [
         one_span_a_piece, marks_are_whole, waits_for_the_end, holds_the_longest,
         forgets_to_let_go, lets_go_of_the_hidden, one_state_for_both_marks,
-        waits_for_both_marks,
+        waits_for_both_marks, strips_its_pieces, one_state_for_all_streams,
     ],
 }  # fmt: skip
 
