@@ -1,6 +1,7 @@
 """What has to be true of SamplingParams, and of the exercises on it (notebook 02)."""
 
 import math
+from copy import deepcopy
 from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
@@ -109,7 +110,7 @@ def _fits_plain(p: SimpleNamespace) -> None:
     """A value fits a plain annotation by its type: True is no number, and 1 no flag."""
     for annotation, good, bad in (
         (int, (0, -1, 2**70), (1.0, "1", None, [1], True, False)),
-        (float, (0.5, 1, math.nan), ("1", None, [1.0], True)),
+        (float, (0.5, 1, math.nan), ("1", None, [1.0], True, 1j)),
         (str, ("", "end"), (1, None, ["end"], b"end")),
         (bool, (True, False), (0, 1, "yes", None)),
     ):
@@ -124,6 +125,8 @@ def _fits_union(p: SimpleNamespace) -> None:
         (int | None, (1, None), (1.0, "1", True)),
         (float | None, (1, 0.5, None), ("1", True)),
         (str | None, ("", None), (1, ["a"])),
+        (bool | None, (True, None), (0, 1)),
+        (int | str, (1, "a"), (None, 1.0, True)),
     ):
         _expect_fits(p, annotation, good, True)
         _expect_fits(p, annotation, bad, False)
@@ -134,9 +137,15 @@ def _fits_list(p: SimpleNamespace) -> None:
     """A list or tuple fits a list's annotation if each of its items fits the part."""
     for annotation, good, bad in (
         (list[int], ([], (), [1], (1, 2)), ("12", 1, None, [1, "2"], [True], [1.0])),
+        (list[int], (), (["1", 2], [1, "2", 3], ("1", 2), b"12", {1}, range(2))),
         (list[str], (["a"], ("a", "b")), ("ab", ["a", 1], [None], {"a": 1}, {"a"})),
+        (list[float], ([0.5, 1],), ([0.5, True], ["1"])),
+        (list[bool], ([True, False],), ([True, 1],)),
         (list[int] | None, (None, [1]), ([None], [1, None], 1, "12")),
         (str | list[str] | None, (None, "ab", ["a"]), (1, ["a", 1], [["a"]])),
+        (str | list[str] | None, ((), ("a", "b")), (("a", 1), ("a", None))),
+        (list[int | None], ([1, None], (None,)), (None, [1, "2"], [None, True])),
+        (list[list[int]], ([], [[1], ()]), ([1], [[1], ["2"]])),
     ):
         _expect_fits(p, annotation, good, True)
         _expect_fits(p, annotation, bad, False)
@@ -446,9 +455,9 @@ def _finite(p: SimpleNamespace) -> None:
 )
 def _float32(p: SimpleNamespace) -> None:
     """So is a number that float32 can't hold, int or not."""
-    _accepts(p, "temperature", 1e38)
+    _accepts(p, "temperature", 1e38, 3.4e38)
     for name in _FLOATS:
-        for value in (1e39, -1e39, 10**400):
+        for value in (3.41e38, 1e39, -1e39, 10**400):
             _refuses_short(p, name, value)
 
 
@@ -609,11 +618,12 @@ def _allowed_values(p: SimpleNamespace) -> None:
 def _allowed_items(p: SimpleNamespace) -> None:
     """Its items are ids from 0 on: anything else is refused, by the field's name."""
     p.AllowedParams(allowed_token_ids=[5])
-    for ids in ("12", 7, ["1"], [1.0], [True]):
+    for ids in ("12", 7, True, ["1"], ["1", 2], [1.0], [True], [7, None], {7}):
         given = {"allowed_token_ids": ids}
         _refuses_allowed(p, TypeError, given, "allowed_token_ids", repr(ids))
-    given = {"allowed_token_ids": [3, -1]}
-    _refuses_allowed(p, ValueError, given, "allowed_token_ids", "-1")
+    for ids in ([3, -1], [-1, 3]):
+        given = {"allowed_token_ids": ids}
+        _refuses_allowed(p, ValueError, given, "allowed_token_ids", "-1")
 
 
 @_SUITE.property("AllowedParams", hint="the caller still holds the list")
@@ -634,8 +644,13 @@ def _allowed_base(p: SimpleNamespace) -> None:
     """Everything that SamplingParams fills in and refuses is as before."""
     made = p.AllowedParams(n=2, stop="end", allowed_token_ids=[1])
     expect("n=2, stop='end': best_of and stop", (made.best_of, made.stop), (2, ["end"]))
-    _refuses_allowed(p, ValueError, {"top_p": 0.0}, "top_p")
-    _refuses_allowed(p, TypeError, {"n": True}, "n")
+    for more in ({}, {"allowed_token_ids": [1]}):
+        _refuses_allowed(p, ValueError, {"top_p": 0.0, **more}, "top_p")
+        _refuses_allowed(p, TypeError, {"n": True, **more}, "n")
+    base = SimpleNamespace(**{**vars(p), "SamplingParams": p.AllowedParams})
+    for each in _SUITE.properties:
+        if each.needs[0] == "SamplingParams":
+            each.holds(base)
 
 
 @_SUITE.property(
@@ -650,16 +665,26 @@ def _allowed_contradiction(p: SimpleNamespace) -> None:
     for given in (
         {"allowed_token_ids": [1], "stop_token_ids": [1]},
         {"allowed_token_ids": [1, 2], "stop_token_ids": [1], "min_tokens": 1},
+        {"allowed_token_ids": [1], "stop_token_ids": [2, 3], "min_tokens": 1},
+        {"allowed_token_ids": [1], "min_tokens": 1},
+        {"allowed_token_ids": [1], "min_tokens": 1, "max_tokens": None, "top_k": 5},
         {"stop_token_ids": [1], "min_tokens": 1},
     ):
-        _make(p.AllowedParams, _allowed(given), given)
-    for allowed, stop in (([1], [1]), ([2, 1], [1, 2, 3]), ([1, 1], [1])):
+        made = _make(p.AllowedParams, _allowed(given), given)
+        for name, value in given.items():
+            expect(f"{_allowed(given)}.{name}", getattr(made, name), value)
+    for allowed, stop, count in (
+        ([1], [1], 1),
+        ([1], [1], 5),
+        ([2, 1], [1, 2, 3], 1),
+        ([1, 1], [1], 1),
+    ):
         given = {
             "allowed_token_ids": allowed,
             "stop_token_ids": stop,
-            "min_tokens": 1,
+            "min_tokens": count,
         }
-        _refuses_allowed(p, ValueError, given, "allowed_token_ids", "min_tokens")
+        _refuses_allowed(p, ValueError, given, *given)
 
 
 # ----- exercise 3: a request's children
@@ -689,6 +714,9 @@ def _seeds(p: SimpleNamespace) -> None:
         ({"n": 3, "seed": 0}, [0, 1, 2]),
         ({"n": 1, "best_of": 2, "seed": 5}, [5, 6]),
         ({"n": 2, "seed": 2**63 - 1}, [2**63 - 1, 0]),
+        ({"n": 3, "seed": 2**63 - 2}, [2**63 - 2, 2**63 - 1, 0]),
+        ({"n": 3, "seed": 2**63 - 1}, [2**63 - 1, 0, 1]),
+        ({"n": 2, "seed": 7, "temperature": 0}, [7, 8]),
     ):
         got = [child.seed for child in p.split(p.SamplingParams(**given))]
         expect(f"seeds of the children of {_call(given)}", got, seeds)
@@ -697,36 +725,39 @@ def _seeds(p: SimpleNamespace) -> None:
 @_SUITE.property("split", hint="dataclasses.replace names only what changes")
 def _inherited(p: SimpleNamespace) -> None:
     """Everything else is the parent's."""
-    parent = p.SamplingParams(
+    dialled = p.SamplingParams(
         n=2, temperature=0.3, top_p=0.9, top_k=5, min_p=0.1, presence_penalty=0.5,
         frequency_penalty=-0.5, repetition_penalty=1.5, stop="end", stop_token_ids=[3],
         include_stop_str_in_output=True, ignore_eos=True, max_tokens=9, min_tokens=1,
         logprobs=0, prompt_logprobs=2, skip_special_tokens=False,
         spaces_between_special_tokens=False,
     )  # fmt: skip
-    for i, child in enumerate(p.split(parent)):
-        for field in fields(parent):
-            if field.name not in ("n", "best_of", "seed"):
-                wanted = getattr(parent, field.name)
-                expect(f"child {i}'s {field.name}", getattr(child, field.name), wanted)
+    plain = p.SamplingParams(n=2, temperature=0, max_tokens=None)
+    for parent in (dialled, plain):
+        for i, child in enumerate(p.split(parent)):
+            for field in fields(parent):
+                if field.name not in ("n", "best_of", "seed"):
+                    got, wanted = (getattr(x, field.name) for x in (child, parent))
+                    expect(f"child {i}'s {field.name}", got, wanted)
 
 
 @_SUITE.property("split", hint="the parent is the caller's, and so are its lists")
 def _independent(p: SimpleNamespace) -> None:
     """The parent stays as it was, and nobody shares a list with anybody."""
-    parent = p.SamplingParams(n=2, best_of=3, seed=1, stop=["end"], stop_token_ids=[7])
-    children = p.split(parent)
-    expect("len(split(SamplingParams(n=2, best_of=3, ...)))", len(children), 3)
-    first, second = children[:2]
-    given = "n, best_of and seed of the parent afterwards"
-    expect(given, (parent.n, parent.best_of, parent.seed), (2, 3, 1))
-    first.stop.append("more")
-    first.stop_token_ids.append(8)
-    given = "the first child's lists were appended to: those of "
-    expect(given + "the second", (second.stop, second.stop_token_ids), (["end"], [7]))
-    expect(given + "the parent", (parent.stop, parent.stop_token_ids), (["end"], [7]))
-    parent = p.SamplingParams(stop=["end"])
-    (child,) = p.split(parent)
-    child.stop.append("more")
-    given = "the only child's list was appended to: that of the parent"
-    expect(given, parent.stop, ["end"])
+    for given in (
+        {"stop": ["z", "a"], "stop_token_ids": [7, 3]},
+        {"n": 2, "best_of": 3, "seed": 1, "stop": ["z", "a"], "stop_token_ids": [7, 3]},
+    ):
+        parent = p.SamplingParams(**given)
+        before, shown = deepcopy(parent), _call(given)
+        children = p.split(parent)
+        expect(f"len(split({shown}))", len(children), before.best_of)
+        for field in fields(parent):
+            got, wanted = (getattr(x, field.name) for x in (parent, before))
+            expect(f"{field.name} of {shown}, afterwards", got, wanted)
+        everybody = [parent, *p.split(parent), *children]
+        for at, one in enumerate(everybody):
+            for other in everybody[at + 1 :]:
+                if one.stop is other.stop or one.stop_token_ids is other.stop_token_ids:
+                    got = "two of parent and children hold the same list"
+                    fail(f"split({shown})", got, "a list for each")

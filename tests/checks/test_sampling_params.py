@@ -6,7 +6,9 @@ have made; mutants of the exercises are wrong answers that look right.
 
 import copy
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import get_args, get_origin
 
 import pytest
 import torch
@@ -273,6 +275,76 @@ def test_the_kind_that_is_another_enum(capsys):
     assert "sampling_type" in capsys.readouterr().out
 
 
+# ----- _fits
+
+
+def _fits_with(item=None, listed=None, union=None):
+    """The package's `_fits` with one part of it done in another way."""
+
+    def _fits(value, annotation):
+        kinds = get_args(annotation)
+        if get_origin(annotation) is list:
+            if listed:
+                return listed(value, kinds[0], _fits)
+            asked = item or _fits
+            return isinstance(value, list | tuple) and all(
+                asked(each, kinds[0]) for each in value
+            )
+        if kinds:
+            asked = union or (lambda value, kinds: any(_fits(value, k) for k in kinds))
+            return asked(value, kinds)
+        return module._fits(value, annotation)
+
+    return _fits
+
+
+WRONG_FITS = {
+    "items_by_isinstance": _fits_with(
+        item=lambda x, kind: isinstance(x, kind) and not isinstance(x, bool)),
+    "items_by_type": _fits_with(item=lambda x, kind: type(x) is kind),
+    "the_last_item_only": _fits_with(
+        listed=lambda x, kind, fits: isinstance(x, list | tuple)
+        and (not x or fits(x[-1], kind))),
+    "the_ends_only": _fits_with(
+        listed=lambda x, kind, fits: isinstance(x, list | tuple)
+        and (not x or fits(x[-1], kind) and fits(x[0], kind))),
+    "any_sequence": _fits_with(
+        listed=lambda x, kind, fits: isinstance(x, Sequence)
+        and not isinstance(x, str) and all(fits(y, kind) for y in x)),
+    "any_tuple": _fits_with(
+        listed=lambda x, kind, fits: isinstance(x, tuple) or isinstance(x, list)
+        and all(fits(y, kind) for y in x)),
+    "none_fits_every_union": _fits_with(
+        union=lambda x, kinds: x is None or any(module._fits(x, k) for k in kinds)),
+    "no_bool_in_a_union": _fits_with(
+        union=lambda x, kinds: not isinstance(x, bool)
+        and any(module._fits(x, k) for k in kinds)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_FITS)
+def test_the_suite_rejects_wrong_fits(name, capsys):
+    with pytest.raises(checks.CheckFailed):
+        checks.sampling_params(_fits=WRONG_FITS[name])
+    out = capsys.readouterr().out
+    assert "hint:" in out and out.count("✗") <= 2
+
+
+def test_the_suite_accepts_exact_types(capsys):
+    def _fits(value, annotation):
+        match get_origin(annotation), get_args(annotation):
+            case None, _:
+                allowed = (int, float) if annotation is float else (annotation,)
+                return type(value) in allowed
+            case origin, (part,) if origin is list:
+                listed = type(value) in (list, tuple)
+                return listed and not [x for x in value if not _fits(x, part)]
+            case _, parts:
+                return True in [_fits(value, part) for part in parts]
+
+    checks.sampling_params(_fits=_fits)
+
+
 # ----- exercise 1
 
 
@@ -347,7 +419,7 @@ class Allowed(SamplingParams):
         if not ids or min(ids) < 0:
             raise ValueError(f"allowed_token_ids must be ids >= 0, got {ids}")
         if self.min_tokens > 0 and set(ids) <= set(self.stop_token_ids):
-            raise ValueError("allowed_token_ids leave nothing for min_tokens")
+            raise ValueError("allowed_token_ids, stop_token_ids, min_tokens")
 
 
 @dataclass
@@ -427,14 +499,88 @@ class AlwaysAContradiction(Allowed):
             raise ValueError("allowed_token_ids, min_tokens")
 
 
-def test_the_suite_accepts_an_answer_to_exercise_2(capsys):
-    checks.sampling_params(AllowedParams=Allowed)
+@dataclass
+class TwoNames(Allowed):
+    def __post_init__(self):
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ValueError(str(error).replace("stop_token_ids", "")) from error
+
+
+@dataclass
+class LastIdOnly(Allowed):
+    def __post_init__(self):
+        ids = self.allowed_token_ids
+        if type(ids) is list and ids and -1 in ids[:-1]:
+            self.allowed_token_ids = [i for i in ids if i != -1]
+        super().__post_init__()
+        self.allowed_token_ids = ids and [*ids]
+
+
+@dataclass
+class NoStopsIsAContradiction(Allowed):
+    def __post_init__(self):
+        super().__post_init__()
+        if self.allowed_token_ids and self.min_tokens and not self.stop_token_ids:
+            raise ValueError("allowed_token_ids, stop_token_ids, min_tokens")
+
+
+@dataclass
+class OneTokenEarly(Allowed):
+    def __post_init__(self):
+        count = self.min_tokens
+        self.min_tokens = count if count == 1 or type(count) is not int else 0
+        super().__post_init__()
+        self.min_tokens = count
+
+
+@dataclass
+class StopsAreTakenOut(Allowed):
+    def __post_init__(self):
+        super().__post_init__()
+        if self.allowed_token_ids and self.min_tokens:
+            stops = self.stop_token_ids
+            self.allowed_token_ids = [
+                i for i in self.allowed_token_ids if i not in stops
+            ]
+
+
+@dataclass
+class StopsAreKeptTwice(Allowed):
+    def __post_init__(self):
+        ids = self.stop_token_ids
+        super().__post_init__()
+        self.stop_token_ids = list(ids or [])
+
+
+@dataclass
+class InCheckValues(SamplingParams):
+    allowed_token_ids: list[int] | None = None
+
+    def _check_values(self):
+        super()._check_values()
+        if self.allowed_token_ids is None:
+            return
+        self.allowed_token_ids = [*self.allowed_token_ids]
+        for i in self.allowed_token_ids:
+            if i < 0:
+                raise ValueError(f"allowed_token_ids holds {i}")
+        left = [i for i in self.allowed_token_ids if i not in self.stop_token_ids]
+        if not self.allowed_token_ids or (self.min_tokens and not left):
+            raise ValueError(f"nothing left: {self}")
+
+
+@pytest.mark.parametrize("right", [Allowed, InCheckValues])
+def test_the_suite_accepts_an_answer_to_exercise_2(right, capsys):
+    checks.sampling_params(AllowedParams=right)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [EmptyIsNone, NoneIsEmpty, Untyped, CallersList, WithoutSuper, NegativeIds,
-     AnyOverlap, NoContradiction, AlwaysAContradiction],
+     AnyOverlap, NoContradiction, AlwaysAContradiction, TwoNames, LastIdOnly,
+     NoStopsIsAContradiction, OneTokenEarly, StopsAreTakenOut, StopsAreKeptTwice],
 )  # fmt: skip
 def test_the_suite_rejects_wrong_answers_to_exercise_2(wrong, capsys):
     with pytest.raises(checks.CheckFailed):
@@ -516,15 +662,79 @@ def only_what_is_named(params):
     ]
 
 
-def test_the_suite_accepts_an_answer_to_exercise_3(capsys):
-    checks.sampling_params(split=split)
+def over_the_largest_comes_0(params):
+    seeds = [child.seed for child in split(params)]
+    if params.seed is not None:
+        seeds = [
+            params.seed + i if params.seed + i < 2**63 else 0 for i in range(len(seeds))
+        ]
+    return [replace(c, seed=s) for c, s in zip(split(params), seeds, strict=True)]
+
+
+def max_tokens_filled_in(params):
+    return [
+        replace(child, max_tokens=child.max_tokens or 16) for child in split(params)
+    ]
+
+
+def logprobs_filled_in(params):
+    return [replace(child, logprobs=child.logprobs or 0) for child in split(params)]
+
+
+def greedy_children_share_a_seed(params):
+    if params.temperature:
+        return split(params)
+    return [replace(child, seed=params.seed) for child in split(params)]
+
+
+def the_parents_ids_for_an_only_child(params):
+    children = split(params)
+    if len(children) == 1:
+        children[0].stop_token_ids = params.stop_token_ids
+    return children
+
+
+def the_third_shares_with_the_second(params):
+    children = split(params)
+    for child in children[2:]:
+        child.stop = children[1].stop
+    return children
+
+
+def sorts_the_parents_ids(params):
+    params.stop_token_ids.sort()
+    return split(params)
+
+
+KNOWN = {}
+
+
+def splits_a_request_once(params):
+    return KNOWN.setdefault(repr(params), split(params))
+
+
+def deep_copies(params):
+    children = [copy.deepcopy(params) for _ in range(params.best_of)]
+    for i, child in enumerate(children):
+        child.n = child.best_of = 1
+        if child.seed is not None:
+            child.seed = (child.seed + i) & (2**63 - 1)
+    return children
+
+
+@pytest.mark.parametrize("right", [split, deep_copies])
+def test_the_suite_accepts_an_answer_to_exercise_3(right, capsys):
+    checks.sampling_params(split=right)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [keeps_best_of, n_children, shallow_copies, changes_the_parent, the_same_seed,
      seeds_from_one, seed_zero_is_none, seeds_made_up, seeds_run_over,
-     one_child_many_times, only_what_is_named],
+     one_child_many_times, only_what_is_named, over_the_largest_comes_0,
+     max_tokens_filled_in, logprobs_filled_in, greedy_children_share_a_seed,
+     the_parents_ids_for_an_only_child, the_third_shares_with_the_second,
+     sorts_the_parents_ids, splits_a_request_once],
 )  # fmt: skip
 def test_the_suite_rejects_wrong_answers_to_exercise_3(wrong, capsys):
     with pytest.raises(checks.CheckFailed):
