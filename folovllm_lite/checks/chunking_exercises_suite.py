@@ -1,6 +1,8 @@
 """What has to be true of the exercises of notebook 13: a trace, a limit, a budget."""
 
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 
 from folovllm_lite import scheduler as package
@@ -78,8 +80,12 @@ def _smallest_of_three(p: SimpleNamespace) -> None:
         (4, 9, 2, 2),
         (4, 3, 2, 2),
         (4, 1, 9, 1),
+        (4, 4, 9, 4),
+        (2, 4, 9, 2),
         (4, 9, 0, 0),
         (1, 9, 9, 1),
+        (64, 30_000, 48, 48),
+        (64, 30_000, 100, 64),
     ):
         given = f"limited({most})({missing}, {budget})"
         expect(given, p.limited(most)(missing, budget), wanted)
@@ -126,49 +132,65 @@ def _short_prompts_pass(p: SimpleNamespace) -> None:
 class _Machine:
     """Measures a step, and counts how often it was asked."""
 
-    def __init__(self, per_step: float, per_token: float):
-        self.per_step, self.per_token, self.calls = per_step, per_token, 0
+    def __init__(self, time: Callable[[int], float]):
+        self.time, self.calls = time, 0
 
     def __call__(self, tokens: int) -> float:
+        if not isinstance(tokens, int):
+            raise TypeError(f"a step has a whole number of tokens, not {tokens!r}")
         self.calls += 1
-        return self.per_step + self.per_token * tokens
+        return self.time(tokens)
+
+
+def _chosen(p: SimpleNamespace, time: Callable, decoding: int, target: float) -> int:
+    """The budget, if it is a whole number: 400.0 tokens are no budget."""
+    got = p.choose_budget(_Machine(time), decoding, target)
+    if not isinstance(got, int):
+        fail(f"{decoding} decode, target {target} s", repr(got), "an int")
+    return got
 
 
 @_SUITE.property("choose_budget", hint="try the next larger one by hand")
 def _largest_budget(p: SimpleNamespace) -> None:
     """It is the largest budget whose step takes no longer than the target."""
     for target, wanted in ((0.5, 400), (0.2, 100), (0.1995, 99), (0.117, 17)):
-        machine = _Machine(0.1, 0.001)
-        got = p.choose_budget(lambda n, m=machine: round(m(n), 6), 16, target)
+        got = _chosen(p, lambda n: round(0.1 + 0.001 * n, 6), 16, target)
         given = (
             f"a step of n tokens takes 0.1 + 0.001 n s, 16 decode, target {target} s"
         )
         expect(given, got, wanted)
-    got = p.choose_budget(lambda n: n * n / 1e6, 16, 0.25)
+    got = _chosen(p, lambda n: n * n / 1e6, 16, 0.25)
     expect("n tokens take n * n / 1000000 s, 16 decode, target 0.25 s", got, 500)
+    got = _chosen(p, lambda n: max(500, n) / 1000, 16, 0.5)
+    given = "up to 500 tokens take 0.5 s, n tokens n / 1000 s, target 0.5 s"
+    expect(given, got, 500)
 
 
 @_SUITE.property("choose_budget", hint="the search has two ends: are both looked at?")
 def _both_ends(p: SimpleNamespace) -> None:
     """8,192 is the most, and decoding + 1 is the least."""
-    got = p.choose_budget(_Machine(0.0, 1e-6), 16, 60.0)
+    got = _chosen(p, lambda n: n * 1e-6, 16, 60.0)
     expect("a machine that keeps any promise", got, 8192)
-    for decoding, target, wanted in ((16, 17.0, 17), (40, 41.5, 41), (0, 1.0, 1)):
-        got = p.choose_budget(lambda n: float(n), decoding, target)
+    for decoding, target, wanted in (
+        (16, 17.0, 17),
+        (40, 41.5, 41),
+        (0, 1.0, 1),
+        (16, 8191.5, 8191),
+        (8190, 9000.0, 8192),
+    ):
+        got = _chosen(p, float, decoding, target)
         given = f"n tokens take n s, {decoding} decode, target {target} s"
         expect(given, got, wanted)
-    got = p.choose_budget(lambda n: float(n), 16, 8191.5)
-    expect("n tokens take n s, 16 decode, target 8191.5 s", got, 8191)
 
 
 @_SUITE.property("choose_budget", hint="what if the least budget is too slow already?")
 def _refuses(p: SimpleNamespace) -> None:
     """A promise that can't be kept is a ValueError with the seconds and the target."""
-    for decoding, target in ((16, 16.5), (40, 17.0)):
-        least = float(decoding + 1)
+    for decoding, target in ((16, 8.0), (40, 17.0), (0, 0.25)):
+        least = (decoding + 1) / 2
         given = f"{decoding + 1} tokens take {least} s, target {target} s"
         try:
-            got = p.choose_budget(lambda n: float(n), decoding, target)
+            got = p.choose_budget(_Machine(lambda n: n / 2), decoding, target)
         except ValueError as error:
             said = {
                 float(number) for number in re.findall(r"\d+(?:\.\d+)?", str(error))
@@ -183,8 +205,13 @@ def _refuses(p: SimpleNamespace) -> None:
 @_SUITE.property("choose_budget", hint="each look should rule out half of what is left")
 def _few_calls(p: SimpleNamespace) -> None:
     """It measures at most 16 times."""
-    for target in (0.117, 0.5, 4.0, 60.0):
-        machine = _Machine(0.1, 0.001)
-        p.choose_budget(machine, 16, target)
+    for decoding, target in (
+        *((16, target) for target in (0.117, 0.5, 4.0, 60.0)),
+        *((0, target) for target in (0.101, 4.195, 8.2915, 0.05)),
+    ):
+        machine = _Machine(lambda n: 0.1 + 0.001 * n)
+        with suppress(ValueError):  # a promise that can't be kept costs no more
+            p.choose_budget(machine, decoding, target)
         if machine.calls > 16:
-            fail(f"target {target} s: calls of seconds", machine.calls, "16 at most")
+            given = f"{decoding} decode, target {target} s: calls of seconds"
+            fail(given, machine.calls, "16 at most")

@@ -1,5 +1,7 @@
 """The exercises of notebook 13: the solutions pass, mistakes are rejected."""
 
+from bisect import bisect_right
+
 import pytest
 
 from folovllm_lite import checks
@@ -74,6 +76,49 @@ def worded(words):
     return choose
 
 
+def right_when_equal(seconds, decoding, target):
+    """Stops at the first budget that takes as long as the target."""
+    first, last = decoding + 1, 8192
+    if seconds(first) > target:
+        raise ValueError(f"{seconds(first)} s, target {target} s")
+    while first < last:
+        middle = (first + last + 1) // 2
+        took = seconds(middle)
+        if took == target:
+            return middle
+        first, last = (middle, last) if took < target else (first, middle - 1)
+    return first
+
+
+def searches_first(seconds, decoding, target):
+    """Sees after its search that even the least is too slow, and measures on."""
+    first, last = decoding, 8192
+    while first < last:
+        middle = (first + last + 1) // 2
+        good = seconds(middle) <= target
+        first, last = (middle, last) if good else (first, middle - 1)
+    if first == decoding:
+        looks = [seconds(decoding + 1) for _ in range(4)]
+        raise ValueError(f"{looks[0]} s, target {target} s")
+    return first
+
+
+def by_bisect(seconds, decoding, target):
+    """The library's own search."""
+    budgets = range(decoding + 1, 8193)
+    found = decoding + bisect_right(budgets, target, key=seconds)
+    if found == decoding:
+        raise ValueError(f"{seconds(decoding + 1)} s, target {target} s")
+    return found
+
+
+def names_the_tokens(seconds, decoding, target):
+    """Says how many tokens are too slow, and not how slow."""
+    if seconds(decoding + 1) > target:
+        raise ValueError(f"{decoding + 1} tokens can't be done in {target} s")
+    return searched()(seconds, decoding, target)
+
+
 def drained(most):
     """One count for all sequences of a step, and for the next step."""
     left = [most]
@@ -117,6 +162,10 @@ WRONG = {
         lambda most: lambda missing, budget: missing if missing <= most else 0,
         lambda most: lambda missing, budget: max(1, min(missing, budget, most)),
         lambda most: lambda missing, budget: min(missing, budget, most - 1),
+        lambda most: lambda missing, budget: min(missing, budget, 4),
+        lambda most: lambda missing, budget: (
+            min(missing, budget, most) if missing > 4 else min(missing, budget)
+        ),
         shared, drained, whole_or_none,
     ],
     "choose_budget": [
@@ -124,7 +173,8 @@ WRONG = {
         searched(low=2), searched(error=RuntimeError), searched(most=4096),
         searched(words=False), lambda seconds, decoding, target: decoding + 1,
         on_a_line, for_sixteen, worded("{0} s are too slow"),
-        worded("the target is {1} s"),
+        worded("the target is {1} s"), right_when_equal, searches_first,
+        lambda *given: float(searched()(*given)), names_the_tokens,
     ],
     "predict_counts": [
         lambda: [{"A": 4}, {"A": 1, "B": 5}],
@@ -140,7 +190,7 @@ RIGHT = {
         lambda most: lambda missing, budget: sorted((missing, budget, most))[0],
     ],
     "choose_budget": [
-        searched(), worded("at least {0:.3f} s, promised: {1:.3f}"),
+        searched(), by_bisect, worded("at least {0:.3f} s, promised: {1:.3f}"),
         worded("target={1:g}, least={0:g}"),
     ],
     "predict_counts": [

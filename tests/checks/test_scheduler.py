@@ -105,6 +105,11 @@ MUTANTS = {
         "    return min(missing, budget)\n",
         "    return missing if missing <= budget else 0\n",
     ),
+    "chunks_of_even_numbers": (
+        "_chunk",
+        "    return min(missing, budget)\n",
+        "    return missing if missing <= budget else budget // 2 * 2\n",
+    ),
     "turns_in_the_schedulers_own_list": (
         "_as_they_came",
         "    return list(running)\n",
@@ -125,6 +130,16 @@ MUTANTS = {
         "    return sorted(running, key=lambda seq: seq.num_missing > 1)",
         "    running.sort(key=lambda seq: seq.num_missing > 1)\n"
         "    return list(running)",
+    ),
+    "a_prompt_of_one_token_decodes": (
+        "_decodes_lead",
+        "key=lambda seq: seq.num_missing > 1)",
+        "key=lambda seq: seq.get_len() > 1)",
+    ),
+    "turns_one_by_one": (
+        "_decodes_lead",
+        "    return sorted(running, key=lambda seq: seq.num_missing > 1)",
+        "    return iter(sorted(running, key=lambda seq: seq.num_missing > 1))",
     ),
     "chunks_without_being_asked": (
         "_whole_prompts",
