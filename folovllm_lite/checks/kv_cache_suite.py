@@ -462,6 +462,10 @@ def _doubling_is_small(p: SimpleNamespace) -> None:
     for T in (10, 10):
         _run(cache, [1.0] * T)
     expect("max_len 1000, steps of 10 and 10: slots", _slots_of(cache), 32)
+    for _ in range(3):
+        cache.step(10)
+    given = "then step(10) three times, and nobody advances: slots"
+    expect(given, _slots_of(cache), 32)
     cache = _new(p.DoublingKVCache, 100)
     with suppress(ValueError):
         cache.step(101)
@@ -565,14 +569,14 @@ def _doubling_copies(p: SimpleNamespace) -> None:
     """A copy has its own future too, and grows as well."""
     _copies_apart(p.DoublingKVCache)
     cache = _new(p.DoublingKVCache, 100)
-    _run(cache, [2.0] * 10)
+    _run(cache, [2.0] * 20)
     twin = cache.copy()
-    got = [_run(twin, [2.0] * 20)[-1], _run(cache, [4.0] * 10)[-1]]
+    got = [_run(twin, [2.0] * 30)[-1], _run(cache, [4.0] * 20)[-1]]
     given = (
-        "10 times 2 stored, copied; the copy stores 20 times 2, the other 10 times 4"
+        "20 times 2 stored, copied; the copy stores 30 times 2, the other 20 times 4"
     )
     expect(f"{given}: last averages", got, [2.0, 3.0])
-    expect(f"{given}: lengths", [twin.length, cache.length], [30, 20])
+    expect(f"{given}: lengths", [twin.length, cache.length], [50, 40])
 
 
 def _three() -> tuple[Qwen3, list[Tensor], list[Any]]:

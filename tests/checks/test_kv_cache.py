@@ -536,6 +536,34 @@ class DoublesTheLength(Doubling):
         return ctx
 
 
+class CountsStepsThatFailed(Doubling):
+    planned = 0
+
+    def step(self, tokens):
+        ctx = ContiguousKVCache.step(self, tokens)
+        self.planned += tokens
+        if self.planned > self.keys.shape[2]:
+            slots = max(self.planned, 2 * self.keys.shape[2])
+            self.keys = self._moved(self.keys, min(slots, self.max_len))
+            self.values = self._moved(self.values, min(slots, self.max_len))
+        return ctx
+
+
+class CopiesIntoNewSlots(Doubling):
+    """Of which a new cache has 16, however many are stored."""
+
+    def __init__(self, config, max_len, dtype=torch.float32, device="cpu"):
+        super().__init__(config, max_len, dtype, device)
+        self.given = config, max_len, dtype, device
+
+    def copy(self):
+        twin, n = type(self)(*self.given), self.length
+        twin.keys[:, :, :n] = self.keys[:, :, :n]
+        twin.values[:, :, :n] = self.values[:, :, :n]
+        twin.length = n
+        return twin
+
+
 class DoublesWhenFull(Doubling):
     """One token too early."""
 
@@ -717,7 +745,7 @@ EXERCISE_MUTANTS = {
         MovesToFloat32, TakesNoTokens, LosesThePast, InheritsCopy, CopiesShallowly,
         LimitIsTheSlots, BeginsWithSixteen, GrowsBySixteen, MovesBeforeItRefuses,
         DoublesTheLength, DoublesWhenFull, BeginsWithEight, ForgetsTheDevice,
-        MovesToTheCPU, MovesLayerZeroOnly,
+        MovesToTheCPU, MovesLayerZeroOnly, CountsStepsThatFailed, CopiesIntoNewSlots,
     ],
     "PackedContext": [
         PacksPositionsFromZero, PacksOneLongText, PacksAdvance, PacksAndAdvancesAtOnce,
