@@ -202,7 +202,16 @@ def _rows(p: SimpleNamespace) -> None:
 @_SUITE.property("context", hint="query i of n sees all keys but the last n - 1 - i")
 def _prompts_and_chunks(p: SimpleNamespace) -> None:
     """A whole prompt is causal; a chunk sees its past, and of itself no later token."""
-    for past, new in ((0, 2), (0, 9), (1, 2), (4, 3), (5, 6), (13, 20), (7, 2)):
+    for past, new in (
+        (0, 2),
+        (0, 9),
+        (1, 2),
+        (4, 3),
+        (5, 6),
+        (13, 20),
+        (7, 2),
+        (1, 12),
+    ):
         Step((past, new), Hq=4, Hkv=2).judge(p.context)
 
 
@@ -270,16 +279,17 @@ def _large_scores(p: SimpleNamespace) -> None:
 )
 def _long(p: SimpleNamespace) -> None:
     """Thousands of tokens are attended like a few."""
-    for past, heads, kv_heads, block_size in (
-        (255, 1, 1, 16),
-        (256, 2, 1, 16),
-        (600, 4, 2, 256),
-        (530, 2, 1, 7),
-        (2100, 2, 1, 64),
+    for past, heads, kv_heads, D, block_size in (
+        (255, 1, 1, 16, 16),
+        (256, 2, 1, 16, 16),
+        (600, 4, 2, 16, 256),
+        (530, 2, 1, 16, 7),
+        (2100, 2, 1, 64, 64),  # more than 1 MiB
     ):
-        step = Step((past, 1), Hq=heads, Hkv=kv_heads, block_size=block_size)
+        step = Step((past, 1), Hq=heads, Hkv=kv_heads, D=D, block_size=block_size)
         step.q *= 4  # some keys far above the rest, in any part
         step.judge(p.context)
+    Step((1000, 70), Hq=4, Hkv=2, block_size=16).judge(p.context)
     Step((300, 1), (10, 1), (700, 1), Hq=4, Hkv=2, block_size=16).judge(p.context)
 
 

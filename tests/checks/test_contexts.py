@@ -92,6 +92,7 @@ CHUNKS = {
         "attn_mask=mask,\n        is_causal=mask is None", "is_causal=True"),
     "a_few_tokens_see_all_of_them": (
         "past + i + 1, each.blocks", "each.end, each.blocks"),
+    "a_past_of_one_token_is_none": ("if count < each.end:", "if count + 1 < each.end:"),
     "the_first_row_of_all": ("ks, vs, out[rows])", "ks, vs, out[: len(q[rows])])"),
 }  # fmt: skip
 NUMBA = {
