@@ -205,7 +205,7 @@ class BlockManager:
 
     def release(self, seq: Sequence) -> None:
         """Take everything back from `seq`; one that holds nothing is fine."""
-        # From the end: others are likeliest to share the beginning, so it goes last.
+        # From the end: with prefix caching others ask for the beginning: it goes last.
         for block_id in reversed(seq.block_ids):
             self.refs[block_id] -= 1
             if not self.refs[block_id]:
@@ -213,7 +213,7 @@ class BlockManager:
         seq.block_ids = []
         self.holders.pop(seq.seq_id, None)
         self.free_swap += self.swapped.pop(seq.seq_id, [])
-        # A move for nobody may clash with the next holder's: both are made at once.
+        # Nobody would read what comes into a free block ("out" goes to none).
         if self.moves:
             self.moves = [m for m in self.moves if m[0] == "out" or self.refs[m[2]]]
 
@@ -249,7 +249,7 @@ class BlockManager:
         """Move `seq` to CPU memory.
 
         Returns:
-            False, and nothing has changed: no room, or a move has yet to fill a block.
+            False, with nothing changed: no room, or a move has yet to fill its blocks.
 
         Raises:
             ValueError: if it holds no blocks.

@@ -66,9 +66,9 @@ class PagedKVCache:
         self.slots[1][layer].index_copy_(1, slots, v.transpose(0, 1))
 
     def gather(self, layer: int, blocks: Tensor, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [Hkv, end, D] of the first `end` tokens in these n blocks."""
-        # Blocks [Hkv, n, S, D] -> tokens [Hkv, n * S, D]. What lies behind `end` is a
-        # former holder's, or NaN, and not even a weight of 0 takes a NaN away.
+        """Keys and values [Hkv, end, D] of the first `end` tokens in these blocks."""
+        # [Hkv, len(blocks), S, D] -> [Hkv, len(blocks) * S, D]. What lies behind `end`
+        # is a former holder's, or NaN, and not even a weight of 0 takes a NaN away.
         keys = self.pool[0, layer][:, blocks].flatten(1, 2)[:, :end]
         values = self.pool[1, layer][:, blocks].flatten(1, 2)[:, :end]
         return keys, values
@@ -80,12 +80,14 @@ class PagedKVCache:
             "in": (self.swap, self.pool),
             "copy": (self.pool, self.pool),
         }
-        # One copy for all neighbours of one kind: none writes a block that another one
-        # writes, or that a later one reads. Who gets a block in a step isn't forked in
-        # it, and `release` drops the moves into what it frees.
+        # One copy for all neighbours of one kind. None reads what one before it writes:
+        # who gets a block in a step isn't forked in it. But two may go out to one
+        # place, if the first one's owner was released. Of two writes in one copy
+        # PyTorch doesn't say which counts, so the first is left out.
         for kind, group in groupby(moves, key=lambda move: move[0]):
             source, target = pools[kind]
-            _, old, new = zip(*group, strict=True)
+            last = {new: old for _, old, new in group}
+            old, new = list(last.values()), list(last)
             taken = source[:, :, :, tensor_on(old, source.device)].to(target.device)
             target[:, :, :, tensor_on(new, target.device)] = taken
 

@@ -215,6 +215,12 @@ def _grow(p: SimpleNamespace) -> None:
         expect(f"{given}: reference counts", _counts(pool, seq), [1] * blocks)
         _books(pool, given)
         before = list(seq.block_ids)
+    pool, seq = p.BlockManager(2, 2), _seq(range(4))
+    pool.place(seq, 4)
+    seq.num_computed = 1
+    given = "2 blocks of 2, placed for 4 tokens, 1 is computed, grow to 4"
+    expect(given, pool.grow(seq, 4), True)
+    expect(f"{given}: number of blocks", len(seq.block_ids), 2)
 
 
 @_SUITE.property("BlockManager", hint="who may write to a block that two tables name?")
@@ -259,6 +265,9 @@ def _release(p: SimpleNamespace) -> None:
         expect(f"{given}: block_ids", seq.block_ids, [])
         expect(f"{given}: refs", list(pool.refs), [0, 0, 0])
         _books(pool, given)
+    pool.place(seq, 5)
+    given = "5 tokens computed, released, placed again"
+    expect(f"{given}: num_computed", seq.num_computed, 0)
 
 
 @_SUITE.property("BlockManager", hint="what must come before, and what only once?")
@@ -273,11 +282,17 @@ def _misuse(p: SimpleNamespace) -> None:
     _misused(f"{given}, grow", lambda: pool.grow(one, 2), pool, one)
     _misused(f"{given}, swap_out", lambda: pool.swap_out(one), pool, one)
     _misused(f"{given}, fork", lambda: pool.fork(one, two), pool, one, two)
-    _begin(pool, one)
+    pool.place(one, 2)
+    given = "a sequence that holds a block, and has computed nothing"
+    _misused(f"{given}, fork", lambda: pool.fork(one, two), pool, one, two)
+    one.num_computed = 2
     given = "a sequence that holds a block"
     _misused(f"{given}, place", lambda: pool.place(one, 2), pool, one)
     _begin(pool, two)
     _misused(f"{given}, fork to it", lambda: pool.fork(one, two), pool, one, two)
+    alike = _seq([3], "b")
+    given += ", fork to another one with its seq_id"
+    _misused(given, lambda: pool.fork(one, alike), pool, one, two, alike)
     expect_error(
         "a pool of 4 blocks with 2 free ones",
         lambda: p.BlockManager(4, 2, PrefixCache(2, 2)),
@@ -427,45 +442,45 @@ def _full_blocks_stay(p: SimpleNamespace) -> None:
 @_SUITE.property("BlockManager", hint="which blocks of the parent hold tokens yet?")
 def _room_ahead(p: SimpleNamespace) -> None:
     """What a parent holds beyond its tokens isn't written by its fork too."""
-    for order in ((0, 1), (1, 0)):
+    for order, computed in (((0, 1), 3), ((1, 0), 3), ((0, 1), 2)):
         pool, parent = p.BlockManager(8, 2), _seq(range(7))
         pool.place(parent, 7)
-        parent.num_computed = 3
+        parent.num_computed = computed
         both = (parent, _fork(pool, parent, "a-1"))
+        given = f"4 blocks of 2, {computed} tokens computed, a fork"
+        shared = parent.block_ids[: (computed + 1) // 2]
+        expect(f"{given}: its blocks", both[1].block_ids, shared)
         for i in order:
             _go(pool, both[i], 7)
         common = set(both[0].block_ids) & set(both[1].block_ids)
-        given = (
-            "4 blocks of 2, 3 tokens computed, a fork, both grow to 7, "
-            f"{('the parent', 'the fork')[order[0]]} first: blocks of both"
-        )
-        expect(given, sorted(common), both[0].block_ids[:1])
+        given += f", both grow to 7, {('the parent', 'the fork')[order[0]]} first"
+        expect(f"{given}: blocks of both", sorted(common), both[0].block_ids[:1])
         _books(pool, given)
 
 
 @_SUITE.property("BlockManager", hint="the copy needs a place of its own")
 def _copies_need_room(p: SimpleNamespace) -> None:
     """A copy counts as a block: without a free one growing is refused."""
-    for what, blocks, tokens, computed in (
-        ("1 block, shared by two, none is free", 1, 2, 2),
-        ("3 blocks, shared by two who have computed half of the first", 3, 12, 2),
+    for what, blocks, tokens, computed, end in (
+        ("1 block of 4, shared by two, none is free", 1, 2, 2, 3),
+        ("3 blocks of 4, shared by two who have computed 2 tokens", 3, 12, 2, 3),
+        ("2 blocks of 4, 1 shared by two who have computed 2 tokens", 2, 2, 2, 5),
     ):
         pool, parent = p.BlockManager(blocks, 4), _seq(range(tokens))
         pool.place(parent, tokens)
         parent.num_computed = computed
         child = _fork(pool, parent, "a-1")
-        call = lambda b=pool, s=parent: b.grow(s, 3)  # noqa: E731
-        _no(f"{what}, grow to 3", call, pool, parent, child)
+        call = lambda b=pool, s=parent, e=end: b.grow(s, e)  # noqa: E731
+        _no(f"{what}, grow to {end}", call, pool, parent, child)
         pool.release(child)
-        expect(f"{what}, the fork is released, grow to 3", pool.grow(parent, 3), True)
-        expect(f"{what}, the fork is released: moves", _moved(pool), [])
+        what += f", the fork is released, grow to {end}"
+        expect(what, pool.grow(parent, end), True)
+        expect(f"{what}: moves", _moved(pool), [])
 
 
-@_SUITE.property(
-    "BlockManager", hint="the block's next holder may have a move into it too"
-)
+@_SUITE.property("BlockManager", hint="who will read what comes into that block?")
 def _released_move(p: SimpleNamespace) -> None:
-    """Nothing is moved for one who was released; for another one it is."""
+    """Nothing comes into a block for one who was released; for another one it does."""
     pool, parent = p.BlockManager(8, 2), _seq(range(1))
     _begin(pool, parent)
     one, two = _fork(pool, parent, "a-1"), _fork(pool, parent, "a-2")
@@ -475,6 +490,15 @@ def _released_move(p: SimpleNamespace) -> None:
     given = "two forks get a copy each, the second is released in the same step: copies"
     pool.release(two)
     wanted = [(parent.block_ids[0], one.block_ids[0])]
+    expect(given, _moved(pool, "copy"), wanted)
+    pool, parent = p.BlockManager(8, 2), _seq(range(1))
+    _begin(pool, parent)
+    one = _fork(pool, parent, "a-1")
+    pool.grow(one, 2)
+    two = _fork(pool, one, "a-2")
+    pool.release(one)
+    given = "a fork gets a copy, is forked, and released: copies, for the second"
+    wanted = [(parent.block_ids[0], two.block_ids[0])]
     expect(given, _moved(pool, "copy"), wanted)
     pool = p.BlockManager(8, 2, num_swap_blocks=8)
     one, two = _seq(range(2)), _seq(range(50, 52), "b")
@@ -546,6 +570,15 @@ def _hits_take_room(p: SimpleNamespace) -> None:
     _begin(pool, _seq(range(5)))
     given = "4 blocks of 2, another holds 3, 2 of them are hit and shared"
     expect(f"{given}, place for 5", pool.place(two, 5), True)
+    pool, one, other = _remembering(p, 4), _seq(range(4)), _seq(range(50, 54), "c")
+    for seq in (one, other):
+        _begin(pool, seq)
+        pool.release(seq)
+    two = _seq(range(7), "b")
+    given = "4 blocks of 2, all are kept, the 2 that were there first are hit"
+    expect(f"{given}, place for 7", pool.place(two, 7), True)
+    expect(f"{given}, place for 7: its blocks", sorted(two.block_ids), [0, 1, 2, 3])
+    _books(pool, f"{given}, place for 7")
 
 
 @_SUITE.property("BlockManager", hint="without its logits, what would be reported?")
@@ -654,6 +687,15 @@ def _order_of_moves(p: SimpleNamespace) -> None:
     kinds = [move[0] for move in pool.moves]
     given = "one goes out, and a fork copies into its block: kinds of moves"
     expect(given, kinds, ["out", "copy"])
+    pool = p.BlockManager(3, 2, num_swap_blocks=1)
+    one, two = _seq(range(1)), _seq(range(2), "b")
+    _begin(pool, one)
+    _begin(pool, two)
+    pool.grow(_fork(pool, one, "a-1"), 2)
+    given = "a fork copies, and another one, who has no part in it, goes out"
+    expect(given, pool.swap_out(two), True)
+    kinds = [move[0] for move in pool.moves]
+    expect(f"{given}: kinds of moves", kinds, ["copy", "out"])
 
 
 @_SUITE.property("BlockManager", hint="CPU memory ends too")
@@ -686,18 +728,19 @@ def _swap_too_early(p: SimpleNamespace) -> None:
         stored[False, old] = {0: "the token"}
         if "fork" in what:
             seq = _fork(pool, seq, "a-1")
-            seq.add_token_id(9)
-            pool.grow(seq, 2)
+            pool.grow(seq, 3)
         else:
             pool.swap_out(seq)
             _carry(pool, stored)
             del stored[False, old]  # there may be anything now
-            pool.place(seq, 1)
+            pool.place(seq, 3)
+        seq.add_token_id(9)
+        seq.add_token_id(9)
         before = _state(pool, seq)
         given = f"{what}, and is swapped out before the moves are made"
         if pool.swap_out(seq):  # then a way back has to be there
             _carry(pool, stored)
-            pool.place(seq, 2)
+            pool.place(seq, 3)
             _carry(pool, stored)
             got = stored.get((False, seq.block_ids[0]), {}).get(0)
             expect(f"{given}, and comes back: it reads", got, "the token")
@@ -818,6 +861,20 @@ def _stats(p: SimpleNamespace) -> None:
     _begin(pool, _seq(range(5), "b"))
     wanted |= {"blocks_held": 4, "tokens_held": 6, "prefix_hit_rate": 0.4}
     told("the same 5 again, 4 of them are found")
+    late = _seq(range(50, 55), "c")
+    pool.place(_seq(range(50, 60), "d"), 10)
+    told("... and 10 more find no room")
+    _begin(pool, late, 3)
+    wanted |= {"blocks_held": 6, "tokens_held": 9, "prefix_hit_rate": 4 / 15}
+    told("... and 5 strangers begin with 3 of their tokens")
+    pool = p.BlockManager(8, 2, PrefixCache(8, 2), 8)
+    one = _seq(range(5))
+    _begin(pool, one)
+    _begin(pool, _seq(range(5), "b"))
+    pool.swap_out(one)
+    pool.place(one, 5)
+    wanted |= {"blocks_held": 6, "tokens_held": 10, "prefix_hit_rate": 0.4}
+    told("5 tokens, the same again, the first are swapped out and in")
 
 
 @_SUITE.property("BlockManager", hint="count it all again, and compare")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from folovllm_lite import block_manager as package
-from folovllm_lite.checks.harness import Suite, expect, fail
+from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
 from folovllm_lite.config import SchedulerConfig
 from folovllm_lite.request import Sequence, SequenceData
 from folovllm_lite.sampling_params import SamplingParams
@@ -109,7 +109,8 @@ def _given_back(p: SimpleNamespace) -> None:
 
 
 def _state(pool: Any, seq: Sequence) -> list:
-    return [len(pool.free), list(pool.refs), list(seq.block_ids), list(pool.holders)]
+    own = [list(seq.block_ids), seq.num_computed]
+    return [len(pool.free), list(pool.refs), list(pool.holders), *own]
 
 
 @_SUITE.property(
@@ -123,8 +124,18 @@ def _no_reserve(p: SimpleNamespace) -> None:
         for each in (pool, plain):
             _begin(each, "a", 4)
         given = f"CarefulManager(4, 4, 0), a holds 1 block, place for {tokens}"
-        got = pool.place(_seq("b", tokens), tokens)
-        expect(given, got, plain.place(_seq("b", tokens), tokens))
+        mine, other = _seq("b", tokens), _seq("b", tokens)
+        expect(given, pool.place(mine, tokens), plain.place(other, tokens))
+        state, wanted = _state(pool, mine), _state(plain, other)
+        what = "free blocks, refs, holders, block_ids and num_computed of b"
+        expect(f"{given}: {what}", state, wanted)
+    pool = p.CarefulManager(4, 4, 0)
+    seq = _begin(pool, "a", 4)
+    pool.release(seq)
+    given = "CarefulManager(4, 4, 0), a has computed 4, is released, place for 4"
+    expect(given, pool.place(seq, 4), True)
+    expect(f"{given}: num_computed", seq.num_computed, 0)
+    expect_error(f"{given}, place again", lambda: pool.place(seq, 4), ValueError)
 
 
 @_SUITE.property(
@@ -134,11 +145,11 @@ def _keeps_reserve(p: SimpleNamespace) -> None:
     """Who begins beside others leaves the reserve free, to the block."""
     for reserve, tokens, wanted in (
         (2, 16, True), (2, 17, False), (1, 20, True), (1, 21, False), (5, 4, True),
-        (5, 5, False), (6, 1, False),
+        (5, 5, False), (6, 1, False), (7, 1, False),
     ):  # fmt: skip
         pool = p.CarefulManager(8, 4, reserve)
         _begin(pool, "a", 8)
-        late = _seq("b", tokens)
+        late = _seq("b", 40)  # the rest comes in later steps
         before = _state(pool, late)
         given = f"8 blocks of 4, reserve {reserve}, a holds 2, place for {tokens}"
         expect(given, pool.place(late, tokens), wanted)
@@ -150,6 +161,13 @@ def _keeps_reserve(p: SimpleNamespace) -> None:
     pool.place(gone, 16)
     pool.release(gone)
     given = "8 blocks of 4, reserve 2, a holds 2, b had 4 and is gone, another b: place"
+    expect(f"{given} for 17", pool.place(_seq("b", 17), 17), False)
+    pool = p.CarefulManager(8, 4, 2)
+    parent = _begin(pool, "a", 8)
+    child = parent.fork("a2")
+    pool.fork(parent, child)
+    pool.release(parent)
+    given = "8 blocks of 4, reserve 2, a held 2, a fork holds them still, b: place"
     expect(f"{given} for 17", pool.place(_seq("b", 17), 17), False)
 
 
@@ -164,6 +182,8 @@ def _growing(p: SimpleNamespace) -> None:
         given = f"4 blocks of 4, reserve 2, a and b hold 4 tokens, {seq.seq_id} grows"
         expect(f"{given} to {end}", pool.grow(seq, end), True)
         seq.num_computed = end
+    given = "4 blocks of 4, reserve 2, none is free, a has room in its own, it grows"
+    expect(f"{given} to 8", pool.grow(a, 8), True)
 
 
 @_SUITE.property(
@@ -177,7 +197,15 @@ def _alone(p: SimpleNamespace) -> None:
         seq = _seq("a", 16)
         expect(given, pool.place(seq, 16), True)
         pool.release(seq)
-        expect(f"{given}, released, again", pool.place(_seq("b", 16), 16), True)
+        pool.release(seq)
+        seq = _seq("b", 16)
+        expect(f"{given}, released twice, another", pool.place(seq, 16), True)
+        pool.clear()
+        seq = _seq("c", 16)
+        expect(f"{given}, clear(), another", pool.place(seq, 16), True)
+    pool = p.CarefulManager(4, 4, 1)
+    given = "4 blocks of 4, reserve 1, nobody is there, place for 17"
+    expect(given, pool.place(_seq("a", 17), 17), False)
 
 
 def _crowd(seed: int) -> list:

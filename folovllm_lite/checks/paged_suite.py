@@ -71,19 +71,19 @@ def _bytes(p: SimpleNamespace) -> None:
 )
 def _stored(p: SimpleNamespace) -> None:
     """What is stored stands in each token's slot, of that layer alone."""
-    for slots, layer in (([0], 0), ([5, 0, 3], 1)):
-        made, T = _made(p, 3, 2), len(slots)
+    for size, slots, layer in ((2, [0], 0), (2, [5, 0, 3], 1), (3, [8, 2, 3], 1)):
+        made, T = _made(p, 3, size), len(slots)
         k, v = _numbered(2, T, _HKV, _D)
         made.store(layer, torch.tensor(slots), k, v)
-        given = f"3 blocks of 2, {T} tokens to slots {slots} of layer {layer}"
+        given = f"3 blocks of {size}, {T} tokens to slots {slots} of layer {layer}"
         places = sorted(
-            (kind, layer, slot // 2, slot % 2) for kind in (0, 1) for slot in slots
+            (kind, layer, *divmod(slot, size)) for kind in (0, 1) for slot in slots
         )
         got = _written(made.pool)
         expect(f"{given}: written (keys or values, layer, block, place)", got, places)
         for kind, (name, new) in enumerate((("key", k), ("value", v))):
             for token, slot in enumerate(slots):
-                held = made.pool[kind, layer, :, slot // 2, slot % 2]
+                held = made.pool[kind, layer, :, slot // size, slot % size]
                 expect(f"{given}: {name} of token {token}", held, new[token])
 
 
@@ -113,6 +113,7 @@ def _moved(p: SimpleNamespace) -> None:
         ([("out", 2, 0)], [0, 1, 2], [2, 4]),
         ([("in", 1, 0)], [4, 1, 2], [3, 4]),
         ([("out", 0, 1), ("out", 2, 0)], [0, 1, 2], [2, 0]),
+        ([("out", 2, 1), ("out", 1, 0), ("out", 0, 1)], [0, 1, 2], [1, 0]),
         ([("out", 1, 0), ("copy", 0, 1), ("in", 0, 2)], [0, 0, 1], [1, 4]),
         ([("copy", 0, 1), ("out", 1, 0), ("in", 1, 0)], [4, 0, 2], [0, 4]),
     ):

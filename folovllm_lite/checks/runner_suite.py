@@ -31,8 +31,13 @@ def _seq(name: str, tokens: list[int], blocks: list[int]) -> Sequence:
 
 
 def _pairs() -> tuple[Sequence, Sequence]:
-    """Two sequences; the second holds a block more than its tokens need."""
-    one = _seq("a", [10, 11, 12, 13, 14], [4, 1])
+    """Two sequences; the second holds a block more than its tokens need.
+
+    The last two tokens of the first were generated.
+    """
+    one = _seq("a", [10, 11, 12], [4, 1])
+    one.add_token_id(13)
+    one.add_token_id(14)
     return one, _seq("b", [20, 21, 22], [0, 3])
 
 
@@ -60,15 +65,15 @@ class _Noted(SimpleNamespace):
         )
 
 
-def _made(p: SimpleNamespace, **more: Any) -> Any:
-    """A runner over 6 blocks of 3 tokens."""
+def _made(p: SimpleNamespace, size: int = 3, **more: Any) -> Any:
+    """A runner over 6 blocks of `size` tokens."""
     shape = {"num_layers": 1, "num_kv_heads": 1, "head_dim": 1}
-    cache = PagedKVCache(SimpleNamespace(**shape), 6, 3)
+    cache = PagedKVCache(SimpleNamespace(**shape), 6, size)
     cache.pool.zero_()
     return p.Runner(_Model(), cache, _Noted, **more)
 
 
-def _works() -> list[tuple[str, list[Work]]]:
+def _works(size: int = 3) -> list[tuple[str, list[Work]]]:
     """What is to be computed, from small to large, and its words."""
     found = []
     for parts in (
@@ -83,7 +88,7 @@ def _works() -> list[tuple[str, list[Work]]]:
     ):
         work = [Work(_pairs()[i], start, end) for i, start, end in parts]
         said = ", ".join(f"{w.seq.seq_id} [{w.start}, {w.end})" for w in work)
-        tables = "a in blocks [4, 1], b in [0, 3], of 3 tokens"
+        tables = f"a in blocks [4, 1], b in [0, 3], of {size} tokens"
         found.append((f"{tables}; prepare {said}", work))
     return found
 
@@ -120,19 +125,24 @@ def _token_ids(p: SimpleNamespace) -> None:
         places = [i for w in work for i in range(w.start, w.end)]
         expect(f"{given}: positions", context.positions, places)
         expect(f"{given}: dtype of the ids", str(token_ids.dtype), "torch.int64")
+        dtype = str(context.positions.dtype)
+        expect(f"{given}: dtype of the positions", dtype, "torch.int64")
 
 
 @_SUITE.property("Runner", hint="which block of the table, and which place in it?")
 def _slots(p: SimpleNamespace) -> None:
     """Each token's slot is its place in the block that the table names."""
-    for given, work in _works():
-        _, context = _made(p).prepare(work)
-        slots = [
-            w.seq.block_ids[i // 3] * 3 + i % 3
-            for w in work
-            for i in range(w.start, w.end)
-        ]
-        expect(f"{given}: slots", context.slots, slots)
+    for size in (3, 4):
+        for given, work in _works(size):
+            _, context = _made(p, size).prepare(work)
+            slots = [
+                w.seq.block_ids[i // size] * size + i % size
+                for w in work
+                for i in range(w.start, w.end)
+            ]
+            expect(f"{given}: slots", context.slots, slots)
+            dtype = str(context.slots.dtype)
+            expect(f"{given}: dtype of the slots", dtype, "torch.int64")
 
 
 @_SUITE.property("Runner", hint="rows of the packed tokens, and blocks that hold some")
@@ -149,6 +159,9 @@ def _segments(p: SimpleNamespace) -> None:
         got = [(s.first, s.last, s.end, list(s.blocks)) for s in context.segments]
         expect(f"{given}: segments (first, last, end, blocks)", got, wanted)
         expect(f"{given}: it is the runner's cache", context.cache is made.cache, True)
+        state = [(w.seq.num_computed, w.seq.block_ids) for w in work]
+        were = [(0, {"a": [4, 1], "b": [0, 3]}[w.seq.seq_id]) for w in work]
+        expect(f"{given}: num_computed and block_ids afterwards", state, were)
 
 
 @_SUITE.property("Runner", hint="what does the model read, if a block comes too late?")

@@ -88,6 +88,11 @@ MUTANTS = {
         "seq.num_computed = len(hits) * self.block_size\n",
         "seq.num_computed = end\n",
     ),
+    "missing_is_what_is_not_computed": (
+        "_grow",
+        "max(0, self.blocks_for(end) - len(seq.block_ids))",
+        "max(0, self.blocks_for(end) - self.blocks_for(seq.num_computed))",
+    ),
     "every_growth_is_from_nothing": (
         "_grow",
         "        while len(seq.block_ids) < self.blocks_for(end):\n",
@@ -139,6 +144,16 @@ MUTANTS = {
         "_misuse",
         '            raise ValueError(f"{seq.seq_id} holds no blocks: place it first")',
         "            return self.place(seq, end)",
+    ),
+    "forks_what_has_no_tokens": (
+        "_misuse",
+        "if child.seq_id in self.holders or not shared:",
+        "if child.seq_id in self.holders or not parent.block_ids:",
+    ),
+    "forks_to_a_name_that_holds": (
+        "_misuse",
+        "if child.seq_id in self.holders or not shared:",
+        "if child.block_ids or not shared:",
     ),
     "forks_of_nothing": (
         "_misuse",
@@ -198,6 +213,11 @@ MUTANTS = {
         "        child.block_ids = []\n"
         "        while self.free and len(child.block_ids) < len(parent.block_ids):\n"
         "            child.block_ids.append(self._take())\n",
+    ),
+    "what_it_had_computed_is_still_there": (
+        "_release",
+        "seq.num_computed = len(hits) * self.block_size\n",
+        "seq.num_computed = max(seq.num_computed, len(hits) * self.block_size)\n",
     ),
     "the_table_stays": ("_release", "        seq.block_ids = []\n", ""),
     "releasing_a_stranger_fails": (
@@ -276,6 +296,13 @@ MUTANTS = {
         ("        block_id = self.free.take()\n",
          "        block_id = self.free.take() if self.free else 0\n"),
     ),
+    "a_copy_or_a_block": (
+        "_copies_need_room",
+        ("missing = max(0, self.blocks_for(end) - len(seq.block_ids)) + shared",
+         "missing = max(shared, self.blocks_for(end) - len(seq.block_ids))"),
+        ("        block_id = self.free.take()\n",
+         "        block_id = self.free.take() if self.free else 0\n"),
+    ),
     "a_long_table_is_room": (
         "_copies_need_room",
         ("max(0, self.blocks_for(end) - len(seq.block_ids))",
@@ -298,6 +325,17 @@ MUTANTS = {
         'if m[0] == "out" or self.refs[m[2]]',
         'if m[0] != "copy" or self.refs[m[2]]',
     ),
+    "its_own_moves_are_dropped": (
+        "_released_move",
+        ("        # From the end: a free", "        own = list(seq.block_ids)\n"
+         "        # From the end: a free"),
+        ('if m[0] == "out" or self.refs[m[2]]', 'if m[0] == "out" or m[2] not in own'),
+    ),
+    "a_fork_shares_the_block_ahead": (
+        "_room_ahead",
+        "parent.block_ids[: self.blocks_for(parent.num_computed)]",
+        "parent.block_ids[: parent.num_computed // self.block_size + 1]",
+    ),
     "a_fork_shares_the_room_ahead": (
         "_room_ahead",
         "parent.block_ids[: self.blocks_for(parent.num_computed)]",
@@ -307,6 +345,16 @@ MUTANTS = {
         "_swap_too_early",
         " or filled & set(seq.block_ids):",
         ":",
+    ),
+    "saved_if_the_last_block_is_there": (
+        "_swap_too_early",
+        " or filled & set(seq.block_ids):",
+        " or seq.block_ids[-1] in filled:",
+    ),
+    "nobody_leaves_while_anything_moves": (
+        "_order_of_moves",
+        " or filled & set(seq.block_ids):",
+        " or filled:",
     ),
     "saved_before_it_is_back": (
         "_swap_too_early",
@@ -318,6 +366,16 @@ MUTANTS = {
         ("> len(self.free) - len(idle):", "> len(self.free):"),
         ("        block_id = self.free.take()\n",
          "        block_id = self.free.take() if self.free else 0\n"),
+    ),
+    "takes_before_it_claims": (
+        "_hits_take_room",
+        ("        for block_id in idle:\n            self.free.claim(block_id)\n", ""),
+        ("        self._fill(seq, end)\n        if seq.seq_id in self.swapped:",
+         "        self._fill(seq, end)\n"
+         "        for block_id in idle:\n"
+         "            if block_id in self.free.kept:\n"
+         "                self.free.claim(block_id)\n"
+         "        if seq.seq_id in self.swapped:"),
     ),
     "a_hit_does_not_count": (
         "_adopt",
@@ -462,6 +520,26 @@ MUTANTS = {
         "            self.tokens_asked += seq.get_len()\n",
         "            self.tokens_asked += seq.get_len() - seq.num_computed\n",
     ),
+    "asked_is_what_has_room": (
+        "_stats",
+        "            self.tokens_asked += seq.get_len()\n",
+        "            self.tokens_asked += end\n",
+    ),
+    "who_comes_back_asks_again": (
+        "_stats",
+        "            self._swap_in(seq)\n",
+        "            self._swap_in(seq)\n            self.tokens_asked += end\n",
+    ),
+    "who_finds_no_room_has_asked": (
+        "_stats",
+        ("        idle = [block_id for",
+         "        if seq.seq_id not in self.swapped:\n"
+         "            self.tokens_asked += seq.get_len()\n"
+         "        idle = [block_id for"),
+        ("            self.tokens_asked += seq.get_len()\n"
+         "            self.tokens_found",
+         "            self.tokens_found"),
+    ),
     "free_blocks_are_called_held": (
         "_stats",
         '"blocks_held": self.num_blocks - len(self.free)',
@@ -605,7 +683,7 @@ class CountsAnew:
         return True
 
     def fork(self, parent, child):
-        if child.seq_id in self.tables or not parent.block_ids:
+        if child.seq_id in self.tables or not parent.num_computed:
             raise ValueError(child.seq_id)
         child.block_ids = parent.block_ids[: self._needed(parent.num_computed)]
         self.tables[child.seq_id] = child

@@ -90,6 +90,84 @@ class CountsTokens(Careful):
         return super().place(seq, end)
 
 
+class CountsTheText(Careful):
+    """Of a prompt that comes in chunks it counts all at once."""
+
+    def place(self, seq, end):
+        left = len(self.free) - self.blocks_for(seq.get_len())
+        if self.holders and left < self.reserve:
+            return False
+        return super().place(seq, end)
+
+
+class WhatIsGoneIsGone(Careful):
+    """When the reserve is touched already, anybody may begin."""
+
+    def place(self, seq, end):
+        left = len(self.free) - self.blocks_for(end)
+        if self.holders and left < self.reserve <= len(self.free):
+            return False
+        return super().place(seq, end)
+
+
+class CountsWhoBegan(Careful):
+    """A fork is nobody to it, and who is released twice counts twice."""
+
+    begun = 0
+
+    def place(self, seq, end):
+        if self.begun and len(self.free) - self.blocks_for(end) < self.reserve:
+            return False
+        placed = super().place(seq, end)
+        self.begun += placed
+        return placed
+
+    def release(self, seq):
+        super().release(seq)
+        self.begun -= 1
+
+
+class ForksAreNobody(CountsWhoBegan):
+    def release(self, seq):
+        self.begun -= seq.seq_id in self.holders
+        BlockManager.release(self, seq)
+
+    def clear(self):
+        super().clear()
+        self.begun = 0
+
+
+class AloneIsAlwaysRight(Careful):
+    def place(self, seq, end):
+        alone = not self.holders
+        if not alone and len(self.free) - self.blocks_for(end) < self.reserve:
+            return False
+        return super().place(seq, end) or alone
+
+
+class NobodyGrowsInAFullPool(Careful):
+    def place(self, seq, end):
+        if self.holders and len(self.free) - self.blocks_for(end) < self.reserve:
+            return False
+        return super().place(seq, end)
+
+    def grow(self, seq, end):
+        return bool(self.free) and super().grow(seq, end)
+
+
+class PlacesByItself(Careful):
+    """Writes `place` anew, and forgets what else it does."""
+
+    def place(self, seq, end):
+        left = len(self.free) - self.blocks_for(end)
+        if left < (self.reserve if self.holders else 0):
+            return False
+        seq.block_ids = []
+        self._fill(seq, end)
+        self.holders[seq.seq_id] = seq
+        return True
+
+
 class OneTooMany(Careful):
     def place(self, seq, end):
         if self.holders and len(self.free) - self.blocks_for(end) <= self.reserve:
@@ -256,7 +334,9 @@ def slots_suffice(free, size, tokens):
 MUTANTS = {
     "CarefulManager": [
         LooksBefore, NeverAlone, CountsTokens, OneTooMany, KeepsItFromAll, PlacesFirst,
-        TakesThemAway, DoesNothing, RemembersNames,
+        TakesThemAway, DoesNothing, RemembersNames, CountsTheText, WhatIsGoneIsGone,
+        CountsWhoBegan, ForksAreNobody, AloneIsAlwaysRight, NobodyGrowsInAFullPool,
+        PlacesByItself,
     ],
     "fragment": [
         fills_with_ones, leaves_one_long_hole, holes_of_a_quarter, more_than_there_is,
