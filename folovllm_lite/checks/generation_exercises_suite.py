@@ -1,6 +1,7 @@
 """What has to be true of the exercises of notebook 09: counting, serving, guessing."""
 
 from collections.abc import Callable, Iterator
+from operator import is_
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,6 +102,10 @@ class _Job:
         self._clock[0] += 1
         self.done += 1
 
+    def abort(self) -> None:
+        """End it where it stands."""
+        self.length = self.done
+
     def output(self) -> tuple[int, bool]:
         return self.done, self.finished
 
@@ -112,19 +117,27 @@ def _served(
     clock = [0]
     jobs = [_Job(length, clock) for _, length in plan]
     arrivals = [(tick, job) for (tick, _), job in zip(plan, jobs, strict=True)]
-    found = []
-    for each in p.serve(arrivals):
+    found, given = [], list(arrivals)
+    for each in p.serve(given):
         found.append(each)
         if len(found) > most:
             given = f"serve of jobs (tick, steps): {list(plan)}"
             fail(given, f"more than {most} outputs", "an end")
+    same = len(given) == len(arrivals) and all(map(is_, given, arrivals))
+    expect(f"jobs (tick, steps) {list(plan)}: arrivals is as it was", same, True)
     return found, jobs
 
 
 @_SUITE.property("serve", hint="yield (index, job.output()) after each step of a job")
 def _every_output(p: SimpleNamespace) -> None:
     """Every step of every job gives its output once, in the job's own order."""
-    for plan in ([(0, 1)], [(0, 2), (0, 3)], [(0, 3), (1, 1), (2, 2)], []):
+    for plan in (
+        [(0, 1)],
+        [(0, 2), (0, 3)],
+        [(0, 3), (1, 1), (2, 2)],
+        [],
+        [(4, 2), (0, 3), (2, 1)],
+    ):
         found, _ = _served(p, *plan)
         given = f"jobs (tick, steps) {plan}: the outputs"
         for index, (_, length) in enumerate(plan):
@@ -133,6 +146,37 @@ def _every_output(p: SimpleNamespace) -> None:
             expect(f"{given} of job {index} as (steps, finished)", got, wanted)
         total = sum(length for _, length in plan)
         expect(f"{given}, how many", len(found), total)
+
+
+@_SUITE.property(
+    "serve", hint="look at a job when its turn comes, not only after its own steps"
+)
+def _ended(p: SimpleNamespace) -> None:
+    """A job that is finished when its turn comes leaves without a step or an output,
+    and the clock stands.
+    """
+    for plan, wanted in (
+        ([(0, 0)], []),
+        ([(0, 0), (0, 2)], [1, 1]),
+        ([(0, 1), (1, 0), (5, 1)], [0, 2]),
+    ):
+        found, _ = _served(p, *plan)
+        given = f"jobs (tick, steps) {plan}: whose turn it is"
+        expect(given, [index for index, _ in found], wanted)
+    # Were a tick spent on each of the first three, job 4 would be stepped too early.
+    plan = [(0, 0), (0, 0), (0, 0), (0, 3), (2, 1)]
+    _, jobs = _served(p, *plan)
+    given = f"jobs (tick, steps) {plan}: job 4 is stepped before its tick"
+    expect(given, jobs[4].began[0] < 2, False)
+    clock = [0]
+    jobs = [_Job(4, clock), _Job(4, clock)]
+    turns = []
+    for index, _ in p.serve([(0, jobs[0]), (0, jobs[1])]):
+        turns.append(index)
+        if len(turns) == 3:  # job 1 waits for its second turn
+            jobs[1].abort()
+    given = "two jobs of 4 steps, job 1 is aborted after the third: whose turn it is"
+    expect(given, turns, [0, 1, 0, 0, 0])
 
 
 @_SUITE.property(
@@ -149,6 +193,12 @@ def _turns(p: SimpleNamespace) -> None:
         found, _ = _served(p, *((0, length) for length in lengths))
         given = f"jobs of {', '.join(map(str, lengths))} steps: whose turn it is"
         expect(given, [index for index, _ in found], wanted)
+    for plan in ([(0, 6), (2, 2), (2, 2)], [(3, 1), (0, 5), (3, 2), (3, 1)]):
+        found, _ = _served(p, *plan)
+        turns = [index for index, _ in found]
+        late = [i for i, (tick, _) in enumerate(plan) if tick]
+        given = f"jobs (tick, steps) {plan}: who comes together begins in the order"
+        expect(given, sorted(late, key=turns.index), late)
 
 
 @_SUITE.property(
@@ -214,6 +264,12 @@ def _lazy(p: SimpleNamespace) -> None:
     for taken in (1, 2, 3):
         next(outputs)
         expect(f"two jobs, {taken} outputs taken: steps made", clock[0], taken)
+    left, turns = [job.done for job in jobs], []
+    for index, _ in p.serve([(0, _Job(1, [0]))]):  # the first is never taken to its end
+        turns.append(index)
+    given = "a job of 1 step, while another serve waits: whose turn it is"
+    expect(given, turns, [0])
+    expect("... and the jobs of the other: steps", [job.done for job in jobs], left)
 
 
 # ----- 3. Design
@@ -336,6 +392,7 @@ def _fewer_passes(p: SimpleNamespace) -> None:
         ("1 right guess", _oracle_draft(prompt, truth, 1), 7),
         ("3 right guesses", _oracle_draft(prompt, truth, 3), 4),
         ("1 right, then 1 wrong", _oracle_draft(prompt, truth, 2, 2), 7),
+        ("12 right guesses", _oracle_draft(prompt, truth, 12), 2),
     ):
         with _Counted(model) as counted, torch.inference_mode():
             p.speculate(model, list(prompt), draft, count, ())
@@ -359,6 +416,7 @@ def _ends(p: SimpleNamespace) -> None:
         for name, draft in (
             ("no guess", _NOTHING),
             ("5 right guesses", _oracle_draft(prompt, truth, 5)),
+            (f"always guesses {end}", lambda so_far, end=end: [end] * 3),
         ):
             with torch.inference_mode():
                 got = p.speculate(model, list(prompt), draft, 30, (end,))
@@ -397,13 +455,49 @@ def _draft_sees_all(p: SimpleNamespace) -> None:
         expect("what the draft was given", tokens, wanted)
 
 
+def _expect_no_waste(
+    p: SimpleNamespace,
+    given: str,
+    guess: Callable[[list[int]], list[int]],
+    truth: list[int],
+    count: int,
+    ends: tuple[int, ...],
+) -> None:
+    """A pass for the prompt and one after each draft, over what nobody has run yet.
+
+    Wrong guesses are run, once; what is known already isn't run again.
+    """
+    model, prompt, guessed = _tiny(), _PROMPTS[1], []
+
+    def draft(so_far: list[int]) -> list[int]:
+        room = max(0, count - (len(so_far) - len(prompt)) - 1)
+        guessed.append(min(len(guesses := guess(so_far)), room))
+        return guesses
+
+    with _Counted(model) as counted, torch.inference_mode():
+        output = p.speculate(model, list(prompt), draft, count, ends)
+    passes, done = 1, 1
+    while done < len(output):
+        guesses, right = guess(prompt + output[:done]), 0
+        while right < len(guesses) and guesses[right] == truth[done + right]:
+            right += 1
+        passes, done = passes + 1, done + right + 1
+    if len(counted.passes) > passes:
+        fail(given, f"{len(counted.passes)} passes", f"at most {passes}")
+    most = len(prompt) + len(counted.passes) - 1 + sum(guessed)
+    if sum(counted.passes) > most:
+        fail(given, f"{sum(counted.passes)} tokens run", f"at most {most}")
+
+
 @_SUITE.property(
     "speculate",
     hint="every token is run once; and a pass over k guesses can give k + 1 tokens: "
     "how many are still wanted?",
 )
 def _no_waste(p: SimpleNamespace) -> None:
-    """Nothing is run twice, nor guesses that max_tokens leaves no room for."""
+    """Nothing is run twice, nor behind an end, nor guesses that max_tokens leaves no
+    room for.
+    """
     model = _tiny()
     prompt = _PROMPTS[1]
     truth = _greedy(model, prompt, 40)
@@ -415,3 +509,7 @@ def _no_waste(p: SimpleNamespace) -> None:
         if sum(counted.passes) > most:
             given = f"prompt of 4, max_tokens {count}, {width} right guesses each time"
             fail(given, f"{sum(counted.passes)} tokens run", f"at most {most}")
+    for name, guess in _drafts(prompt, truth):
+        for count, ends in ((9, ()), (30, (truth[7],))):
+            given = f"prompt of 4, max_tokens {count}, ends {ends}, {name}"
+            _expect_no_waste(p, given, guess, truth, count, ends)

@@ -1,9 +1,10 @@
 """What has to be true of the generation loop and of the first LLM (notebook 09)."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from itertools import islice
+from itertools import islice, product
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -15,6 +16,7 @@ from folovllm_lite import generation as package
 from folovllm_lite.attention import PlainContext
 from folovllm_lite.checks.harness import Suite, expect, expect_error, fail, plain
 from folovllm_lite.checks.tiny import Letters, tiny_config
+from folovllm_lite.kv_cache import ContiguousKVCache
 from folovllm_lite.processor import OutputBuilder, TokenTexts
 from folovllm_lite.qwen3 import Qwen3, Qwen3Config
 from folovllm_lite.request import Request, SequenceStatus
@@ -41,14 +43,24 @@ _TOO_MANY = 200  # forward passes: no property needs half of them
 
 
 class _Halves(Letters):
-    """Letters, but for tokens 2 and 3, which are the two bytes of é."""
+    """Letters, but for 2 and 3, the bytes of é, and 11, 12 and 13, those of 从."""
 
     def decode(self, ids: Any, **others: Any) -> str:
         """The text of the bytes of all tokens."""
         ids = [ids] if isinstance(ids, int) else ids
-        halves = {2: b"\xc3", 3: b"\xa9"}
-        tokens = (halves.get(i) or self.convert_ids_to_tokens(i).encode() for i in ids)
+        parts = {2: b"\xc3", 3: b"\xa9", 11: b"\xe4", 12: b"\xbb", 13: b"\x8e"}
+        tokens = (parts.get(i) or self.convert_ids_to_tokens(i).encode() for i in ids)
         return b"".join(tokens).decode("utf-8", "replace")
+
+
+class _Words(Letters):
+    """Letters with a space in front, but for the first of a text."""
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False, **others: Any) -> str:
+        """The letters, a space between each two."""
+        ids = [ids] if isinstance(ids, int) else ids
+        special = self.all_special_ids if skip_special_tokens else []
+        return " ".join(self.tokens[i] for i in ids if i not in special)
 
 
 class _Model(Qwen3):
@@ -165,7 +177,10 @@ def _shown(params: dict[str, Any]) -> str:
 
 def _letters(eos: tuple[int, ...]) -> Letters:
     """A tokenizer whose own end token is the first of these."""
-    return Letters(eos_token_id=eos[0] if eos else None)
+    return _kind.of(eos_token_id=eos[0] if eos else None)
+
+
+_kind = SimpleNamespace(of=Letters)  # of tokenizer, for `_both`
 
 
 def _job(
@@ -216,6 +231,7 @@ def _both(
     for name in given or both:
         asked = SamplingParams(**params)
         _model().since()
+        _model().recorded = False
         if name == "generate":
             made = p.generate(_model(), _letters(eos), list(prompt), asked, **options)
         elif name == "one_completion":
@@ -262,10 +278,11 @@ def _greedy(p: SimpleNamespace) -> None:
     "one_completion", hint="the row keeps a list of tokens: who makes that one longer?"
 )
 def _row_grows(p: SimpleNamespace) -> None:
-    """Penalties see every token that was generated, and the log-probabilities add
-    up.
+    """Penalties see the prompt and every token that was generated, and the
+    log-probabilities add up, as Python numbers.
     """
     params = {"max_tokens": 8, "frequency_penalty": 2.0, "presence_penalty": 2.0}
+    params["repetition_penalty"] = 3.0  # for tokens of the prompt, too
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
         wanted = _plain(_PROMPT, **params)
@@ -274,8 +291,9 @@ def _row_grows(p: SimpleNamespace) -> None:
             output = got.outputs[0]
             given = f"torch.manual_seed(1), {given}"
             expect(f"{given}: token_ids", output.token_ids, wanted)
-            total = [output.cumulative_logprob]
-            _close(f"{given}: cumulative_logprob", total, [_sum(_PROMPT, wanted)])
+            total = output.cumulative_logprob
+            expect(f"{given}: type of the sum", type(total).__name__, "float")
+            _close(f"{given}: cumulative_logprob", [total], [_sum(_PROMPT, wanted)])
 
 
 @_SUITE.property(
@@ -489,6 +507,24 @@ def _no_limit(p: SimpleNamespace) -> None:
     expect(f"Generation, {_PROMPT}, max_model_len=8: how many tokens", got, 5)
 
 
+@_SUITE.property(
+    "generate",
+    "Generation",
+    "one_completion",
+    hint="who makes text of the tokens is told which tokens came before",
+)
+def _text_goes_on(p: SimpleNamespace) -> None:
+    """The text goes on from the prompt's: the space in front of its first word is
+    there.
+    """
+    asked = {"temperature": 0, "max_tokens": 3}
+    wanted = "".join(f" {_Words().tokens[i]}" for i in _free()[:3])
+    with mock.patch.object(_kind, "of", _Words):
+        for given, output in _both(p, _PROMPT, **asked):
+            given = f"a tokenizer with a space before each letter, {given}: text"
+            expect(given, repr(output.outputs[0].text), repr(wanted))
+
+
 # ----- what is computed
 
 
@@ -499,17 +535,42 @@ def _no_limit(p: SimpleNamespace) -> None:
     hint="what has been run is in the cache; what follows the last token, nobody asks",
 )
 def _each_once(p: SimpleNamespace) -> None:
-    """Every token is run once, at its own position, and the last one never."""
+    """Every token is run once, at its own position, and the last one never; the prompt
+    in one pass.
+    """
     for count in (1, 2, 5):
         for given, _ in _both(p, _PROMPT, temperature=0, max_tokens=count):
-            run = [position for each in _model().since() for position in each]
-            wanted = list(range(len(_PROMPT) + count - 1))
-            expect(f"{given}: positions that were run", run, wanted)
+            first, last = len(_PROMPT), len(_PROMPT) + count - 1
+            wanted = [list(range(first)), *([at] for at in range(first, last))]
+            expect(f"{given}: positions of each pass", _model().since(), wanted)
     at = _first(2)
     params = {"temperature": 0, "max_tokens": 12, "stop_token_ids": [_free()[at]]}
     for given, _ in _both(p, _PROMPT, **params):
         run = sum(map(len, _model().since()))
         expect(f"{given}: how many tokens were run", run, len(_PROMPT) + at)
+
+
+@_SUITE.property(
+    "generate",
+    "Generation",
+    "one_completion",
+    hint="how many tokens of a completion are run?",
+)
+def _slots(p: SimpleNamespace) -> None:
+    """A cache has no slot for the last token, which is never run."""
+    made, init = [], ContiguousKVCache.__init__
+
+    def note(self: ContiguousKVCache, *args: Any, **more: Any) -> None:
+        init(self, *args, **more)
+        made.append(self.max_len)
+
+    with mock.patch.object(ContiguousKVCache, "__init__", note):
+        for count in (1, 6):
+            for given, _ in _both(p, _PROMPT, temperature=0, max_tokens=count):
+                most, made[:] = max(made, default=0), []
+                if most > len(_PROMPT) + count - 1:
+                    wanted = f"{len(_PROMPT)} + {count} - 1"
+                    fail(f"{given}: slots of its cache", most, wanted)
 
 
 @_SUITE.property(
@@ -803,9 +864,19 @@ def _times(p: SimpleNamespace) -> None:
         fail(given, t, "arrival_time <= first_token_time <= finished_time")
 
 
-@_SUITE.property("generate", "Generation", hint="work on copies of what you were given")
+@_SUITE.property(
+    "generate",
+    "Generation",
+    "one_completion",
+    hint="work on copies of what you were given",
+)
 def _left_alone(p: SimpleNamespace) -> None:
     """The caller's prompt and parameters stay as they were."""
+    if hasattr(p, "one_completion"):
+        prompt, asked = list(_PROMPT), SamplingParams(temperature=0, max_tokens=3)
+        p.one_completion(_model(), TokenTexts(Letters()), prompt, asked, ())
+        expect(f"{_PROMPT}, max_tokens=3: the prompt afterwards", prompt, _PROMPT)
+        expect("max_tokens=3: afterwards", asked.max_tokens, 3)
     prompt, asked = list(_PROMPT), SamplingParams(max_tokens=None, n=2, seed=1)
     p.generate(_model(), Letters(), prompt, asked)
     list(_steps(_job(p, prompt, asked)))
@@ -949,6 +1020,18 @@ def _state_row(p: SimpleNamespace) -> None:
     got = state.output().outputs[0].logprobs[0][3].decoded_token
     given = "a prompt that ends with the first half of é, then its second half"
     expect(f"{given}: decoded_token", got, "é")
+    ids = [11, 12, 13]
+    for begun in range(3):
+        prompt = [5, *ids[:begun]]
+        request = Request("r", None, prompt, SamplingParams(logprobs=0), 5.0)
+        state = p.RequestState(request, texts, (), 9, cpu)
+        request.get_seqs()[0].move_to(SequenceStatus.RUNNING)
+        for token_id in ids[begun:]:
+            _take(state, 0, token_id)
+        said = state.output().outputs[0].logprobs
+        got = [each[i].decoded_token for i, each in zip(ids[begun:], said, strict=True)]
+        given = f"the thirds of 从, {begun} of them in the prompt: decoded_token"
+        expect(given, got, ["", "", "从"][begun:])
 
 
 @_SUITE.property(
@@ -985,9 +1068,11 @@ def _state_times(p: SimpleNamespace) -> None:
     got = [before.arrival_time, before.first_token_time, before.finished_time]
     given = "arrived at 5.0: arrival_time, first_token_time, finished_time"
     expect(given, got, [5.0, None, None])
+    began = time.time()
     _take(state, 1, 4)
     first = state.output().metrics.first_token_time
     expect("one token: first_token_time is there", first is not None, True)
+    expect("... and not before the token was", first >= began, True)
     for index in (0, 0, 1):
         _take(state, index, 4)
     after = state.output().metrics
@@ -1054,9 +1139,8 @@ def _state_prompt_texts(p: SimpleNamespace) -> None:
     """For the prompt too, the token that completes a character has all of it, and
     logits in half precision are scored in float32.
     """
-    prompt = [5, 2, 3, 7]
-    logits = _logits(*prompt)[:-1].bfloat16()
-    for pieces in ((3,), (1, 1, 1)):
+    for prompt, pieces in product(([5, 2, 3, 7], [2, 3, 7, 7]), ((3,), (1, 1, 1))):
+        logits = _logits(*prompt)[:-1].bfloat16()
         request = Request("r", None, prompt, SamplingParams(prompt_logprobs=0))
         cpu = torch.device("cpu")
         state = p.RequestState(request, TokenTexts(_Halves()), (), _LIMIT, cpu)
@@ -1069,7 +1153,8 @@ def _state_prompt_texts(p: SimpleNamespace) -> None:
             f"{', '.join(map(str, pieces))} rows in bfloat16"
         )
         got = [each.decoded_token for each in said]
-        expect(f"{given}: decoded_token", got, ["", "é", _Halves().decode(7)])
+        texts = {2: "", 3: "é", 7: _Halves().decode(7)}
+        expect(f"{given}: decoded_token", got, [texts[i] for i in prompt[1:]])
         scores = logits.float().log_softmax(-1)
         wanted = [float(scores[i, prompt[i + 1]]) for i in range(3)]
         _close(f"{given}: logprob", [each.logprob for each in said], wanted)
@@ -1089,6 +1174,7 @@ def _state_best(p: SimpleNamespace) -> None:
         wanted = [[index_ + 2] if index_ < index else [] for index_ in range(2)]
         given = f"n=2, best_of=4, {index} of them have ended"
         expect(f"{given}: token_ids", got, wanted)
+        expect(f"{given}: finished", state.output().finished, False)
         _take(state, index, index + 2, logprob)
     outputs = state.output().outputs
     given = f"n=2, best_of=4, tokens 2, 3, 4, 5 with log-probabilities {sums}"

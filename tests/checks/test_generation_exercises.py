@@ -22,7 +22,7 @@ EXERCISES = ("predict_run", "serve", "speculate")
 def test_the_solutions_pass(capsys):
     checks.generation_exercises({name: SOLVED[name] for name in EXERCISES})
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 15 properties hold." in out
+    assert "✗" not in out and "All 16 properties hold." in out
 
 
 # ----- the puzzle, played by the package
@@ -208,6 +208,82 @@ def serves_and_leaves_when_idle(arrivals):
             return
 
 
+def _serving(arrange=None, drop=None, queue=None):
+    """`serve` with one of its thoughts changed."""
+
+    def serve(arrivals):
+        order = arrange or (lambda many: sorted(enumerate(many), key=_tick))
+        later = deque(order(arrivals))
+        waiting, clock = deque() if queue is None else queue, 0
+        while later or waiting:
+            if not waiting:
+                clock = max(clock, later[0][1][0])
+            while later and later[0][1][0] <= clock:
+                index, (_, job) = later.popleft()
+                waiting.append((index, job))
+            index, job = waiting.popleft()
+            if job.finished:
+                ticks = drop(index, job) if drop else 0
+                if isinstance(ticks, tuple):
+                    yield ticks
+                else:
+                    clock += ticks
+                continue
+            job.step()
+            clock += 1
+            yield index, job.output()
+            waiting.append((index, job))
+
+    return serve
+
+
+def _tick(each):
+    return each[1][0]
+
+
+def _sorts_in_place(arrivals):
+    jobs = [job for _, job in arrivals]
+    arrivals.sort(key=lambda each: each[0])
+    return [(jobs.index(job), (tick, job)) for tick, job in arrivals]
+
+
+sorts_the_callers_list = _serving(_sorts_in_place)
+counts_in_the_sorted_list = _serving(
+    lambda many: enumerate(sorted(many, key=lambda each: each[0]))
+)
+later_ones_begin_backwards = _serving(
+    lambda many: sorted(enumerate(many), key=lambda e: (e[1][0], e[1][0] and -e[0]))
+)
+a_finished_job_costs_a_tick = _serving(drop=lambda index, job: 1)
+a_finished_job_gives_an_output = _serving(drop=lambda i, job: (i, job.output()))
+one_queue_for_all = _serving(queue=deque())
+
+
+def looks_only_after_its_own_steps(arrivals):
+    later = deque(sorted(enumerate(arrivals), key=_tick))
+    queue, clock = deque(), 0
+    while later or queue:
+        if not queue:
+            clock = max(clock, later[0][1][0])
+        while later and later[0][1][0] <= clock:
+            index, (_, job) = later.popleft()
+            queue.append((index, job))
+        index, job = queue.popleft()
+        job.step()
+        clock += 1
+        yield index, job.output()
+        if not job.finished:
+            queue.append((index, job))
+
+
+def looks_when_it_comes(arrivals):
+    """Nobody looks again at a job that waits for its next turn."""
+    kept = [(tick, job) for tick, job in arrivals if not job.finished]
+    places = [i for i, (_, job) in enumerate(arrivals) if not job.finished]
+    for index, output in looks_only_after_its_own_steps(kept):
+        yield places[index], output
+
+
 def serves_a_list(arrivals):
     return list(SOLVED["serve"](arrivals))
 
@@ -293,6 +369,7 @@ looks_for_an_end_after_a_pass = _speculating(ends_in_guesses=False)
 hands_out_its_own_list = _speculating(copies=False)
 never_guesses = _speculating(most=0)
 takes_one_guess = _speculating(most=1)
+takes_nine_guesses = _speculating(most=9)
 
 
 def guesses_anew_after_a_wrong_one(model, prompt_token_ids, draft, max_tokens, ends):
@@ -305,6 +382,52 @@ def guesses_anew_after_a_wrong_one(model, prompt_token_ids, draft, max_tokens, e
             output.append(token)
             if token in ends or len(output) == max_tokens:
                 return output
+
+
+def _cut_at_an_end(output, ends):
+    first = next((i for i, token in enumerate(output) if token in ends), len(output))
+    return output[: first + 1]
+
+
+def goes_on_behind_the_end(model, prompt_token_ids, draft, max_tokens, ends):
+    output = _speculating()(model, prompt_token_ids, draft, max_tokens, ())
+    return _cut_at_an_end(output, ends)
+
+
+def believes_a_guessed_end(model, prompt_token_ids, draft, max_tokens, ends):
+    def cut(so_far):
+        guesses = draft(so_far)
+        if guesses and guesses[0] in ends:
+            told.append(so_far + guesses[:1])
+        return guesses
+
+    told = []
+    output = _speculating()(model, prompt_token_ids, cut, max_tokens, ends)
+    return told[0][len(prompt_token_ids) :] if told else output
+
+
+@torch.inference_mode()
+def runs_all_again_after_a_wrong_one(model, prompt, draft, max_tokens, ends):
+    """No pass more, since the guesses go with it."""
+    output, new, guesses = [], list(prompt), []
+    cache = ContiguousKVCache(model.config, len(prompt) + max_tokens + 20)
+    while True:
+        hidden = model(torch.tensor(new), cache.step(len(new)))
+        cache.advance(len(new))
+        chosen = model.logits(hidden[-1 - len(guesses) :]).argmax(-1).tolist()
+        right = 0
+        while right < len(guesses) and guesses[right] == chosen[right]:
+            right += 1
+        for token in chosen[: right + 1]:
+            output.append(token)
+            if token in ends or len(output) == max_tokens:
+                return output
+        wrong = right < len(guesses)
+        guesses = draft([*prompt, *output])[: max_tokens - len(output) - 1]
+        new = [output[-1], *guesses]
+        if wrong:
+            cache = ContiguousKVCache(model.config, len(prompt) + max_tokens + 20)
+            new = [*prompt, *output, *guesses]
 
 
 def knows_one_end(model, prompt_token_ids, draft, max_tokens, ends):
@@ -323,12 +446,17 @@ MUTANTS = {
         serves_newcomers_in_the_next_round, serves_newcomers_when_idle,
         serves_and_leaves_when_idle, serves_a_list,
         serves_ahead, serves_the_newest_first, serves_with_a_clock_that_adds,
+        sorts_the_callers_list, counts_in_the_sorted_list, later_ones_begin_backwards,
+        a_finished_job_costs_a_tick, a_finished_job_gives_an_output, one_queue_for_all,
+        looks_only_after_its_own_steps, looks_when_it_comes,
     ],
     "speculate": [
         keeps_wrong_guesses_in_the_cache, takes_every_guess,
         gives_away_the_token_for_nothing, runs_guesses_without_room,
         looks_for_an_end_after_a_pass, hands_out_its_own_list, never_guesses,
         takes_one_guess, guesses_anew_after_a_wrong_one, knows_one_end,
+        takes_nine_guesses, goes_on_behind_the_end, believes_a_guessed_end,
+        runs_all_again_after_a_wrong_one,
     ],
 }  # fmt: skip
 
@@ -352,8 +480,27 @@ def test_the_suite_rejects(name, mutant, capsys):
     assert "hint:" in out and "Traceback" not in out
 
 
-def test_speculating_with_nothing_changed_passes(capsys):
-    checks.generation_exercises(speculate=_speculating())
+def serves_who_waits_longest(arrivals):
+    """Right, without a queue."""
+    last, clock = {i: tick for i, (tick, _) in enumerate(arrivals)}, 0
+    while last:
+        index = min(last, key=lambda i: (max(last[i], 0), i))
+        there = [i for i in last if last[i] <= clock]
+        if not there:
+            clock = last[index]
+        job = arrivals[index][1]
+        if job.finished:
+            del last[index]
+            continue
+        job.step()
+        clock += 1
+        last[index] = clock
+        yield index, job.output()
+
+
+def test_what_nothing_is_changed_in_passes(capsys):
+    checks.generation_exercises(speculate=_speculating(), serve=_serving())
+    checks.generation_exercises(serve=serves_who_waits_longest)
     assert "✗" not in capsys.readouterr().out
 
 
