@@ -222,7 +222,9 @@ def _not_early(p: SimpleNamespace) -> None:
     "round is over",
 )
 def _not_late(p: SimpleNamespace) -> None:
-    """A newcomer waits at most one step for each job that is running."""
+    """A newcomer waits only for jobs that were there when it came, for one step of each
+    at most.
+    """
     for plan in (
         [(0, 9), (1, 2)],
         [(0, 9), (0, 9), (4, 1)],
