@@ -247,7 +247,8 @@ def draw(
     check that makes the host wait for the device.
 
     A row with a generator of its own takes its V numbers from that alone. So its token
-    depends on nothing but its logits and its seed, whoever its neighbours are.
+    depends on nothing but its logits and its seed, whoever its neighbours are. The
+    logits stay as they are.
     """
     random = [i for i, row in enumerate(rows) if row.params.temperature != 0]
     if not random:

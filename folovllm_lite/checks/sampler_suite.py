@@ -2,8 +2,10 @@
 
 import math
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -37,7 +39,8 @@ def _column(*values: float) -> Tensor:
 def _row(prompt=(), output=(), stop=(), seed=None, **params: Any) -> SamplingRow:
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return SamplingRow(
-        SamplingParams(**params), list(prompt), list(output), tuple(stop), generator
+        SamplingParams(seed=seed, **params),
+        *(list(prompt), list(output), tuple(stop), generator),
     )
 
 
@@ -130,8 +133,10 @@ def _top_k_ties(p: SimpleNamespace) -> None:
 def _top_k_all(p: SimpleNamespace) -> None:
     """top_k -1, or a k of the vocabulary's size or more, keeps everything."""
     for k in (-1, 3, 4, 1000):
-        got = p.apply_top_k(_logits([1, 3, 2]), _column(k))
+        column = _column(k)
+        got = p.apply_top_k(_logits([1, 3, 2]), column)
         expect(f"weights [1, 3, 2], top_k {k}: kept ids", _kept(got), [[0, 1, 2]])
+        expect(f"top_k {k}: the column, afterwards", column, _column(k))
 
 
 @_SUITE.property("apply_top_k", hint="one k for the whole batch is not enough")
@@ -203,9 +208,11 @@ def _top_p_one(p: SimpleNamespace) -> None:
 def _top_p_off(p: SimpleNamespace) -> None:
     """top_p 1 keeps everything, down to the least likely token, row by row."""
     weights = [1.0, *[1e-9] * 50]
-    got = p.apply_top_p(_logits(weights, weights), _column(1.0, 0.5))
+    column = _column(1.0, 0.5)
+    got = p.apply_top_p(_logits(weights, weights), column)
     given = "two rows of weights [1, 50 times 1e-9], top_p 1 and 0.5: how many are kept"
     expect(given, [len(row) for row in _kept(got)], [51, 1])
+    expect("top_p 1 and 0.5: the column, afterwards", column, _column(1.0, 0.5))
 
 
 @_SUITE.property("apply_top_p", hint="compare with the column, not with one number")
@@ -226,12 +233,16 @@ def _top_p_rows(p: SimpleNamespace) -> None:
 def _filters_only_remove(p: SimpleNamespace) -> None:
     """A filter sets what it removes to -inf; the rest, and its input, stay."""
     for name, value in (("apply_min_p", 0.6), ("apply_top_k", 2), ("apply_top_p", 0.6)):
-        logits = _logits([1, 4, 3])
-        before = logits.clone()
-        got = getattr(p, name)(logits, _column(value))
-        expect(f"{name}: the logits that were passed in, afterwards", logits, before)
-        left = _kept(got)[0]
-        expect(f"{name}: the logits that are kept", got[0, left], before[0, left])
+        for shift in (0.0, 200.0, -200.0):  # the softmax doesn't change
+            logits, column = _logits([1, 4, 3]) + shift, _column(value)
+            before, given = logits.clone(), f"{name}, {value}, logs of [1, 4, 3]"
+            given += f" + {shift:g}" * (shift != 0)
+            got = getattr(p, name)(logits, column)
+            expect(f"{given}: the logits that were passed in, after", logits, before)
+            expect(f"{given}: the column, afterwards", column, _column(value))
+            expect(f"{given}: kept ids", _kept(got), [[1, 2]])
+            expect(f"{given}: the logits that are kept", got[0, 1:], before[0, 1:])
+            expect(f"{given}: dtype", got.dtype, before.dtype)
 
 
 # ----- penalties and stop tokens
@@ -345,12 +356,28 @@ def _min_tokens_rows(p: SimpleNamespace) -> None:
     hint="`/=` and item assignment write into the tensor you were given",
 )
 def _filters_leave_logits(p: SimpleNamespace) -> None:
-    """The logits that come in are read, and never written to."""
-    for row in (_row(temperature=2.0), _row(temperature=2.0, top_k=1, min_p=0.5)):
-        logits = _logits([3, 1])
-        p.filter_logits(logits, [row])
-        given = f"weights [3, 1], temperature 2, top_k {row.params.top_k}: afterwards"
-        expect(given, logits, _logits([3, 1]))
+    """The logits and rows that come in are read, and never written to."""
+    drawn = {"temperature": 2.0}
+    greedy = {"temperature": 0, "top_k": 1, "top_p": 0.5, "min_p": 0.5}
+    for asked in (
+        [drawn],
+        [{**drawn, "top_k": 1, "min_p": 0.5}],
+        [{**drawn, "top_p": 0.5, "top_k": 9}],
+        [{**greedy, "output": [0], "presence_penalty": 1.0}],
+        [{**greedy, "stop": [0], "min_tokens": 1}],
+        [greedy, drawn],
+    ):
+        logits = _logits(*[[3, 1]] * len(asked))
+        rows, before = ([_row(**each) for each in asked] for _ in range(2))
+        p.filter_logits(logits, rows)
+        given = f"rows of weights [3, 1] with {asked}"
+        expect(
+            f"{given}: the logits, afterwards", logits, _logits(*[[3, 1]] * len(rows))
+        )
+        for row, was in zip(rows, before, strict=True):
+            for name in ("params", "prompt_token_ids", "output_token_ids"):
+                got, wanted = getattr(row, name), getattr(was, name)
+                expect(f"{given}: {name} of a row, afterwards", got, wanted)
 
 
 @_SUITE.property("filter_logits", hint="a column of temperatures, [N, 1]; 1 is off")
@@ -361,6 +388,7 @@ def _temperature(p: SimpleNamespace) -> None:
         got = p.filter_logits(torch.tensor([[1.0, 3.0]] * len(rows)), rows)
         wanted = [[1 / t, 3 / t] for t in column]
         expect(f"rows of logits [1, 3], temperature {column}", got, wanted)
+        expect(f"temperature {column}: dtype", got.dtype, torch.float32)
 
 
 @_SUITE.property(
@@ -385,7 +413,15 @@ def _before_the_filters(p: SimpleNamespace) -> None:
     "filter_logits", hint="penalties act on the raw logits, then comes temperature"
 )
 def _penalties_first(p: SimpleNamespace) -> None:
-    """Penalties come before temperature."""
+    """Stop tokens and penalties come before temperature and filters."""
+    for name, value in (("top_k", 1), ("top_p", 0.5), ("min_p", 1.0)):
+        for what, more in (
+            ("output [0], presence_penalty 1", {"output": [0], "presence_penalty": 1}),
+            ("stop token 0, min_tokens 1", {"stop": [0], "min_tokens": 1}),
+        ):
+            row = _row(**{name: value}, **more)
+            given = f"weights [3, 2], {what}, {name} {value}: kept ids"
+            expect(given, _kept(p.filter_logits(_logits([3, 2]), [row])), [[1]])
     row = _row(output=[0], presence_penalty=1.0, temperature=0.5)
     expect(
         "logits [3, 1], output [0], presence_penalty 1, temperature 0.5",
@@ -436,13 +472,25 @@ def _rows_as_alone(p: SimpleNamespace) -> None:
         {"temperature": 0},
         {"min_p": 0.1},
         {},
+        {"temperature": 0.5, "top_k": 10**12},
+        {"output": [2, 2], "frequency_penalty": 1.0},
+        {"stop": [2], "min_tokens": 1, "top_k": 1},
     ]
-    alone = [_kept(p.filter_logits(_logits(weights), [_row(**x)]))[0] for x in every]
-    for order in ([0, 1], [1, 0], [2, 0], [0, 4, 3], [0, 1, 2, 3, 4]):
-        rows = [_row(**every[i]) for i in order]
-        got = p.filter_logits(_logits(weights).repeat(len(rows), 1), rows)
-        given = f"rows of weights {weights} with {[every[i] for i in order]}: kept ids"
-        expect(given, _kept(got), [alone[i] for i in order])
+    alone = [p.filter_logits(_logits(weights), [_row(**x)])[0] for x in every]
+    for order in (
+        *([0, 1], [1, 0], [2, 0], [1, 2], [0, 4, 3], [1, 0, 2], [5, 1], [6, 2]),
+        *([2, 7, 6], [6, 7, 4, 4], range(8)),
+    ):
+        rows, asked = [_row(**every[i]) for i in order], [every[i] for i in order]
+        got = p.filter_logits(_logits(weights).expand(len(rows), -1), rows)
+        given = f"rows of weights {weights} with {asked}: "
+        expect(
+            f"{given}kept ids",
+            _kept(got),
+            _kept(torch.stack([alone[i] for i in order])),
+        )
+        for at, i in enumerate(order):
+            expect(f"{given}logits of row {at}", got[at], alone[i])
 
 
 @_SUITE.property(
@@ -475,7 +523,9 @@ def _argmax(p: SimpleNamespace) -> None:
     """Temperature 0 takes the likeliest token, the lower id of two that are equal."""
     greedy = _row(temperature=0)
     for weights, wanted in (([1, 2], 1), ([2, 2, 1], 0), ([1, 3, 2, 3], 1)):
-        expect(f"weights {weights}", p.draw(_logits(weights), [greedy]), [wanted])
+        got = p.draw(_logits(weights), [greedy])
+        expect(f"weights {weights}", got, [wanted])
+        expect(f"weights {weights}: dtype of the ids", got.dtype, torch.int64)
 
 
 @_SUITE.property(
@@ -514,11 +564,22 @@ def _expect_shares(given: str, drawn: Tensor, weights: list[int]) -> None:
 @_SUITE.property("draw", hint="count: draw i with its probability, whatever the trick")
 def _frequencies(p: SimpleNamespace) -> None:
     """Tokens are drawn with the probabilities of the softmax."""
-    generator = torch.Generator().manual_seed(0)
     weights = [1, 2, 5]
-    logits = _logits(weights).expand(_DRAWS, -1)
-    drawn = p.draw(logits, [_row() for _ in range(_DRAWS)], generator)
-    _expect_shares(f"{_DRAWS} draws", drawn, weights)
+    for shift, done in (  # what the filters have done already isn't done again
+        (0.0, {}),
+        (200.0, {}),
+        (0.0, {"temperature": 2.0, "top_k": 1, "top_p": 0.1, "min_p": 0.9}),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        logits = (_logits(weights) + shift).repeat(_DRAWS, 1)
+        before = logits.clone()
+        drawn = p.draw(logits, [_row(**done) for _ in range(_DRAWS)], generator)
+        given = (
+            f"{_DRAWS} draws from their logs + {shift:g}, rows that asked for {done}"
+        )
+        _expect_shares(given, drawn, weights)
+        if not torch.equal(logits, before):
+            fail(f"{given}: the logits, afterwards", "changed", "as they were")
 
 
 @_SUITE.property("draw", hint="each row its own noise, from whichever generator it is")
@@ -553,10 +614,12 @@ def _neighbours(p: SimpleNamespace) -> None:
     """A seeded row draws the same alone, with neighbours, and anywhere in the batch."""
     logits = torch.zeros(1, 50)
     for seed in range(5):
-        alone = p.draw(logits, [_row(seed=seed)]).tolist()[0]
+        row = _row(seed=seed)
+        alone = [p.draw(logits, [row]).tolist()[0] for _ in range(3)]
         batches = (
             [_row(seed=seed), _row()],
             [_row(seed=99), _row(seed=seed)],
+            [_row(seed=99), _row(seed=98), _row(seed=seed)],
             [_row(temperature=0), _row(), _row(seed=seed)],
         )
         for rows in batches:
@@ -564,9 +627,10 @@ def _neighbours(p: SimpleNamespace) -> None:
                 i for i, row in enumerate(rows)
                 if row.generator and row.generator.initial_seed() == seed
             )  # fmt: skip
-            got = p.draw(logits.expand(len(rows), -1), rows).tolist()[at]
+            batch = logits.expand(len(rows), -1)
+            got = [p.draw(batch, rows).tolist()[at] for _ in range(3)]
             given = f"50 equal weights, seed {seed} as row {at} of {len(rows)}"
-            expect(given, got, alone)
+            expect(f"{given}, three draws", got, alone)
 
 
 @_SUITE.property(
@@ -592,22 +656,26 @@ def _goes_on(p: SimpleNamespace) -> None:
 def _shared_generator(p: SimpleNamespace) -> None:
     """Rows without a seed draw from the generator that is handed in."""
     logits = torch.zeros(8, 1000)
-    rows = [_row() for _ in range(8)]
-    drawn = [
-        p.draw(logits, rows, torch.Generator().manual_seed(seed)).tolist()
-        for seed in (5, 5, 6)
-    ]
-    given = "8 rows of 1000 equal weights, a generator with seed"
-    expect(f"{given} 5, for the second time", drawn[1], drawn[0])
-    if drawn[2] == drawn[0]:
-        fail(f"{given} 6", drawn[2], "other tokens than with seed 5")
-    with torch.random.fork_rng(devices=[]):
-        set_seeds = map(torch.manual_seed, (5, 5, 6))
-        drawn = [p.draw(logits, rows).tolist() for _ in set_seeds]
-    given = "8 rows of 1000 equal weights, no generator, after torch.manual_seed"
-    expect(f"{given}(5), for the second time", drawn[1], drawn[0])
-    if drawn[2] == drawn[0]:
-        fail(f"{given}(6)", drawn[2], "other tokens than after (5)")
+    for what, other in (("and one more", None), ("and one with", 0)):
+
+        def drawn(generator: torch.Generator | None = None, other: Any = other) -> list:
+            rows = [*(_row() for _ in range(7)), _row(seed=other)]
+            return p.draw(logits, rows, generator).tolist()[:7]
+
+        first, second, third = (
+            drawn(torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+        )
+        rows = f"7 rows without a seed {what}, 1000 equal weights"
+        given = f"{rows}, a generator with seed"
+        expect(f"{given} 5, for the second time", second, first)
+        if third == first:
+            fail(f"{given} 6", third, "other tokens than with seed 5")
+        with torch.random.fork_rng(devices=[]):
+            first, second, third = (drawn() for _ in map(torch.manual_seed, (5, 5, 6)))
+        given = f"{rows}, no generator, after torch.manual_seed"
+        expect(f"{given}(5), for the second time", second, first)
+        if third == first:
+            fail(f"{given}(6)", third, "other tokens than after (5)")
 
 
 # ----- logprobs, and the whole
@@ -632,8 +700,13 @@ def _ranks(p: SimpleNamespace) -> None:
     got = p.gather_logprobs(logprobs, torch.arange(4), 1)
     expect("weights [4, 2, 2, 1]: ranks of ids 0 to 3", got.ranks, [1, 2, 2, 4])
     got = p.gather_logprobs(logprobs, torch.arange(4), None)
-    given = "weights [4, 2, 2, 1], no logprobs asked"
-    expect(f"{given}: ranks, top_token_ids", [got.ranks, got.top_token_ids], [None] * 2)
+    given = (
+        "weights [4, 2, 2, 1], no logprobs asked: ranks, top_token_ids, top_logprobs"
+    )
+    expect(given, [got.ranks, got.top_token_ids, got.top_logprobs], [None] * 3)
+    logprobs = _logits([4, 2, 1], [1, 3, 2]).log_softmax(-1)
+    got = p.gather_logprobs(logprobs, torch.tensor([1, 0]), 1)
+    expect("weights [4, 2, 1] and [1, 3, 2], tokens 1 and 0: ranks", got.ranks, [2, 3])
 
 
 @_SUITE.property("gather_logprobs", hint="0 is not None: it asks for the chosen token")
@@ -645,6 +718,8 @@ def _no_top(p: SimpleNamespace) -> None:
     expect(
         "weights [4, 2, 1], token 1, 0 asked: top_token_ids", got.top_token_ids, [[]]
     )
+    given = "weights [4, 2, 1], token 1, 0 asked: shape of top_logprobs"
+    expect(given, list(got.top_logprobs.shape), [1, 0])
 
 
 @_SUITE.property(
@@ -652,12 +727,15 @@ def _no_top(p: SimpleNamespace) -> None:
 )
 def _top(p: SimpleNamespace) -> None:
     """The k likeliest come in order, and k may be larger than the vocabulary."""
-    logprobs = _logits([1, 4, 3]).log_softmax(-1)
-    for count, wanted in ((1, [1]), (2, [1, 2]), (9, [1, 2, 0])):
-        got = p.gather_logprobs(logprobs, torch.tensor([0]), count)
-        given = f"weights [1, 4, 3], {count} asked"
-        expect(f"{given}: top_token_ids", got.top_token_ids, [wanted])
-        expect(f"{given}: top_logprobs", got.top_logprobs, logprobs[:, wanted])
+    logprobs = _logits([1, 4, 3], [3, 1, 4]).log_softmax(-1)
+    ranking = torch.tensor([[1, 2, 0], [2, 0, 1]])
+    for count in (1, 2, 3, 9):
+        got = p.gather_logprobs(logprobs, torch.tensor([0, 0]), count)
+        given = f"weights [1, 4, 3] and [3, 1, 4], {count} asked"
+        wanted = ranking[:, :count]
+        expect(f"{given}: top_token_ids", got.top_token_ids, wanted)
+        values = logprobs.gather(-1, wanted)
+        expect(f"{given}: top_logprobs", got.top_logprobs, values)
 
 
 @_SUITE.property(
@@ -739,6 +817,14 @@ def _half(p: SimpleNamespace) -> None:
         got = p.sample(torch.zeros(1, 3, dtype=dtype), [_row(temperature=0)]).logprobs
         expect(f"three equal logits in {dtype}", got, [math.log(1 / 3)])
         expect("dtype of the logprobs", got.dtype, torch.float32)
+        logits = torch.tensor([[1024.0, 1024.0]], dtype=dtype)
+        row = _row(temperature=0, output=[0], presence_penalty=0.125)
+        given = f"logits [1024, 1024] in {dtype}, presence_penalty 0.125 on token 0"
+        expect(f"{given}: token", p.sample(logits, [row]).token_ids, [1])
+        row = _row(temperature=1e-5, seed=0)
+        given = f"logits [1, 8] in {dtype}, temperature 1e-5: token"  # 8e5 in float16
+        logits = torch.tensor([[1.0, 8.0]], dtype=dtype)
+        expect(given, p.sample(logits, [row]).token_ids, [1])
 
 
 @_SUITE.property(
@@ -869,9 +955,10 @@ def _typical_order(p: SimpleNamespace) -> None:
         ([1, 5, 2, 2], 0.3, [2, 3]),
         ([2, 2, 4, 2], 0.25, [0, 1]),
     ):
-        got = p.apply_typical_p(_logits(weights), _column(typical_p))
-        given = f"weights {weights}, typical_p {typical_p}: kept ids"
-        expect(given, _kept(got), [kept])
+        for shift in (0.0, 200.0, -200.0):  # the softmax doesn't change
+            given = f"logs of weights {weights}" + f" + {shift:g}" * (shift != 0)
+            got = p.apply_typical_p(_logits(weights) + shift, _column(typical_p))
+            expect(f"{given}, typical_p {typical_p}: kept ids", _kept(got), [kept])
 
 
 @_SUITE.property(
@@ -885,6 +972,7 @@ def _typical_crossing(p: SimpleNamespace) -> None:
         ([5, 2, 2, 1], 0.5, [0, 1, 2]),
         ([5, 2, 2, 1], 0.95, [0, 1, 2, 3]),
         ([1, 1], 0.5, [0]),  # exactly reached
+        ([1, 1, 1, 1], 0.5, [0, 1]),
     ):
         got = p.apply_typical_p(_logits(weights), _column(typical_p))
         given = f"weights {weights}, typical_p {typical_p}: kept ids"
@@ -901,6 +989,14 @@ def _typical_removed(p: SimpleNamespace) -> None:
         got = p.apply_typical_p(_logits([5, 0, 2, 2, 1]), _column(typical_p))
         given = f"weights [5, 0, 2, 2, 1], typical_p {typical_p}: kept ids"
         expect(given, _kept(got), [kept])
+    for typical_p in (0.5, 1e-50, 1.0):
+        got = p.apply_typical_p(_logits([0, 3, 0]), _column(typical_p))
+        expect(f"weights [0, 3, 0], typical_p {typical_p}: kept ids", _kept(got), [[1]])
+    got = p.apply_typical_p(
+        _logits([5, 0, 2, 2, 1], [0, 5, 2, 2, 1]), _column(0.3, 0.3)
+    )
+    given = "weights [5, 0, 2, 2, 1] and [0, 5, 2, 2, 1], typical_p 0.3: kept ids"
+    expect(given, _kept(got), [[2, 3], [2, 3]])
 
 
 @_SUITE.property(
@@ -921,13 +1017,24 @@ def _typical_rows(p: SimpleNamespace) -> None:
 @_SUITE.property("apply_typical_p", hint="use masked_fill on the logits you were given")
 def _typical_only_removes(p: SimpleNamespace) -> None:
     """What is kept, and what was passed in, stays as it was."""
-    logits = _logits([5, 2, 2, 1])
-    before = logits.clone()
-    got = p.apply_typical_p(logits, _column(0.3))
-    expect("the logits that were passed in, afterwards", logits, before)
-    expect(
-        "weights [5, 2, 2, 1]: the logits that are kept", got[0, 1:3], before[0, 1:3]
-    )
+    for count in (1, 2):
+        logits = _logits(*[[5, 2, 2, 1]] * count)
+        before, column = logits.clone(), _column(*[0.3, 1.0][:count])
+        got = p.apply_typical_p(logits, column)
+        given = f"{count} of weights [5, 2, 2, 1]"
+        expect(f"{given}: the logits that were passed in, afterwards", logits, before)
+        wanted = _column(*[0.3, 1.0][:count])
+        expect(f"{given}: the column, afterwards", column, wanted)
+        expect(f"{given}: the logits that are kept", got[0, 1:3], before[0, 1:3])
+        expect(f"{given}: dtype", got.dtype, before.dtype)
+
+
+def _hash_elsewhere(value: Any, here: Callable[[Any], int] = hash) -> int:
+    """Python's hash as another process has it: that of a text differs, by intent."""
+    texts = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(each, str | bytes) for each in texts):
+        return here((value, "elsewhere"))
+    return here(value)
 
 
 @_SUITE.property("draw_at", hint="make the noise of a row from its own seed and step")
@@ -941,6 +1048,27 @@ def _at_alone(p: SimpleNamespace) -> None:
         got = p.draw_at(flat.expand(len(seeds), -1), seeds, [3] * len(seeds))
         given = f"1000 equal weights, seeds {seeds} in one batch, all at step 3"
         expect(given, got, [alone[s] for s in seeds])
+    seeds, steps = [7, 2, 7, 2], [5, 3, 0, 9]
+    one = [
+        p.draw_at(flat, [seed], [step]).tolist()[0]
+        for seed, step in zip(seeds, steps, strict=True)
+    ]
+    for logits in (flat.expand(4, -1), flat.repeat(4, 1)):
+        given = f"1000 equal weights, seeds {seeds}, steps {steps}"
+        told = list(seeds), list(steps)
+        expect(given, p.draw_at(logits, *told), one)
+        expect(f"{given}: both lists, afterwards", told, [seeds, steps])
+    certain = _logits([1, 0, 0], [0, 0, 1], [0, 1, 0])
+    given = "weights [1, 0, 0], [0, 0, 1], [0, 1, 0]"
+    before = certain.clone()
+    expect(given, p.draw_at(certain, [0, 0, 1], [4, 4, 0]), [0, 2, 1])
+    expect(f"{given}: their logs, afterwards", certain, before)
+    with mock.patch("builtins.hash", _hash_elsewhere):
+        elsewhere = p.draw_at(flat, [0], [3]).tolist()[0]
+    given = (
+        "1000 equal weights, seed 0, step 3, where hash() of a text is another one, "
+    )
+    expect(f"{given}as in every new process", elsewhere, alone[0])
 
 
 @_SUITE.property("draw_at", hint="torch.Generator() makes one that is nobody else's")
@@ -1000,7 +1128,7 @@ def _at_frequencies(p: SimpleNamespace) -> None:
     """Over many steps, and over many seeds, tokens come with their probabilities."""
     weights = [1, 0, 2, 5]
     many = list(range(_DRAWS))
-    logits = _logits(weights).expand(_DRAWS, -1)
+    logits = (_logits(weights) + 200).expand(_DRAWS, -1)  # the softmax is the same
     wanted = [_DRAWS * weight / 8 for weight in weights]
     for what, seeds, steps in (
         # Not one seed's 4000 steps: who plays through all steps would wait for minutes.
@@ -1063,7 +1191,8 @@ def _at_apart(p: SimpleNamespace) -> None:
     """Two seeds that lie far apart draw different tokens."""
     first = {seed: _runs(p, seed, [0, 8]) for seed in (0, 1)}
     for seed in (0, 1):
-        for apart in (2**31 - 1, 2**31, 2**32, 2**53, 2**61 - 1, 2**62):
+        ends = (2**62, 2**63 - 1 - seed)
+        for apart in (2**31 - 1, 2**31, 2**32, 2**53, 2**61 - 1, *ends):
             if _runs(p, seed + apart, [0, 8]) == first[seed]:
                 given = f"1000 equal weights, seed {seed + apart}, steps 0 to 3"
                 fail(given, f"the tokens of seed {seed}", "tokens of its own")

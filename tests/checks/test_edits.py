@@ -280,6 +280,92 @@ MUTANTS = {
     "temperatures_end_at_a_tenth": (
         sampler, "(p.temperature, p.min_p", "(max(p.temperature, 0.1), p.min_p",
         "divides the logits"),
+    "greedy_rows_lose_their_dials": (
+        sampler,
+        "    if all(p.temperature == 0 for p in params):\n        return logits\n",
+        "    for p in params:\n        p.top_k = p.top_k if p.temperature else -1\n"
+        "    if all(p.temperature == 0 for p in params):\n        return logits\n",
+        "read, and never written to"),
+    "stop_tokens_are_masked_at_the_end": (
+        sampler, "    logits = mask_stop_tokens(logits, rows)\n    logits = apply_pen",
+        "    if any(row.stop_token_ids for row in rows):\n"
+        "        ours = [SamplingRow(r.params, r.prompt_token_ids, r.output_token_ids)"
+        " for r in rows]\n"
+        "        return mask_stop_tokens(filter_logits(logits, ours), rows)\n"
+        "    logits = apply_pen", "come before temperature and filters"),
+    "a_large_k_is_not_clamped": (
+        sampler, "min(p.top_k, V), p.top_p)",
+        "torch.tensor(p.top_k, dtype=torch.int32).item(), p.top_p)",
+        "left with alone"),
+    "greedy_rows_are_divided_too": (
+        sampler, "if p.temperature else off",
+        "if p.temperature else (max(q.temperature for q in params), *off[1:])",
+        "left with alone"),
+    "only_flat_batches": (
+        sampler, "    params = [row.params for row in rows]\n    logits = mask",
+        "    params = [row.params for row in rows]\n    logits.view(-1)\n"
+        "    logits = mask", "left with alone"),
+    "min_p_by_exponentials": (
+        sampler, "logits < logits.amax(-1, True) + min_p.log()",
+        "logits.exp() < logits.exp().amax(-1, True) * min_p", "A filter sets"),
+    "top_k_writes_to_its_column": (
+        sampler, "top_k.where(top_k > 0, V)  # by rank",
+        "top_k.masked_fill_(top_k < 0, V)", "or a k of the vocabulary"),
+    "top_p_writes_to_its_column": (
+        sampler, "    cut = (before >= top_p) & (top_p < 1)",
+        "    cut = before >= top_p.masked_fill_(top_p >= 1, 2)", "top_p 1 keeps"),
+    "filters_are_float64": (
+        sampler, "    V = logits.shape[-1]\n    order = logits.argsort",
+        "    V, logits = logits.shape[-1], logits.double()\n    order = logits.argsort",
+        "A filter sets"),
+    "the_draw_divides_again": (
+        sampler, "    probs = logits.softmax(-1)\n    shared",
+        "    heat = [[row.params.temperature or 1.0] for row in rows]\n"
+        "    probs = (logits / torch.tensor(heat)).softmax(-1)\n    shared",
+        "probabilities of the softmax"),
+    "the_draw_filters_again": (
+        sampler, "    probs = logits.softmax(-1)\n    shared",
+        "    probs = filter_logits(logits, rows).softmax(-1)\n    shared",
+        "probabilities of the softmax"),
+    "the_draw_by_exponentials": (
+        sampler, "    probs = logits.softmax(-1)\n    shared",
+        "    probs = logits.exp() / logits.exp().sum(-1, True)\n    shared",
+        "probabilities of the softmax"),
+    "the_draw_writes_to_the_logits": (
+        sampler, "    probs = logits.softmax(-1)\n    shared",
+        "    probs = logits.softmax(-1)\n    if logits.is_contiguous():\n"
+        "        logits.sub_(logits.logsumexp(-1, True))\n    shared",
+        "probabilities of the softmax"),
+    "noise_for_the_whole_batch_from_each": (
+        sampler, "noise[i].exponential_(generator=rows[i].generator)",
+        "noise[i] = torch.empty_like(noise).exponential_("
+        "generator=rows[i].generator)[0]", "draws the same alone"),
+    "the_first_generator_for_all_seeded": (
+        sampler, "noise[i].exponential_(generator=rows[i].generator)",
+        "noise[i].exponential_("
+        "generator=[r.generator for r in rows if r.generator][0])",
+        "draws the same alone"),
+    "free_rows_in_company_use_the_global": (
+        sampler, "fresh.exponential_(generator=generator)",
+        "fresh.exponential_(generator=None if apart else generator)",
+        "generator that is handed in"),
+    "the_first_rows_likeliest_for_all": (
+        sampler, "output.top_token_ids, output.top_logprobs = top.indices, top.values",
+        "output.top_token_ids = top.indices[:1].expand_as(top.indices)\n"
+        "        output.top_logprobs = top.values", "come in order"),
+    "ranks_by_the_first_row": (
+        sampler, "(logprobs > chosen).sum(-1) + 1",
+        "(logprobs[:1] > logprobs[0, token_ids].unsqueeze(-1)).sum(-1) + 1",
+        "A rank of 1"),
+    "filters_in_half_precision": (
+        sampler, "    logits = logits.float()\n"
+        "    seeded = any(row.generator is not None for row in rows)\n"
+        "    if seeded:\n"
+        "        check_logits(logits)  # before a generator has moved on\n"
+        "    logprobs = logits.log_softmax(-1)",
+        "    seeded = any(row.generator is not None for row in rows)\n"
+        "    if seeded:\n        check_logits(logits.float())\n"
+        "    logprobs = logits.float().log_softmax(-1)", "computed with in float32"),
     "seeded_noise_is_uniform": (
         sampler, "noise[i].exponential_(generator=rows[i].generator)",
         "noise[i].uniform_(generator=rows[i].generator)", "So they are in seeded"),

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import hashlib
 import math
+import random
 
 import pytest
 import torch
@@ -307,6 +308,79 @@ def at_the_likeliest(logits, seeds, steps):
     return logits.argmax(-1)
 
 
+def typical_by_exponentials(logits, typical_p):
+    probs = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    return logits.masked_fill(_typical(probs.log(), typical_p).isinf(), REMOVED)
+
+
+def typical_with_no_surprise_at_all(logits, typical_p):
+    def distance(probs, logp, entropy):
+        return (-logp.masked_fill(probs == 0, 0.0) - entropy).abs()
+
+    return _typical(logits, typical_p, rank=distance)
+
+
+def typical_removes_what_any_row_lacks(logits, typical_p):
+    gone = logits.isinf().any(0, keepdim=True)
+    return _typical(logits.masked_fill(gone, REMOVED), typical_p)
+
+
+def typical_needs_two_tokens(logits, typical_p):
+    alone = (logits > REMOVED).sum(-1, keepdim=True) == 1
+    return _typical(logits, typical_p).masked_fill(alone, REMOVED)
+
+
+def typical_writes_to_its_column(logits, typical_p):
+    return _typical(logits, typical_p.masked_fill_(typical_p >= 1, 1.0 - 1e-7))
+
+
+def typical_in_place_in_a_batch(logits, typical_p):
+    left = _typical(logits, typical_p)
+    return logits.copy_(left) if len(logits) > 1 else left
+
+
+def typical_in_float64(logits, typical_p):
+    return _typical(logits.double(), typical_p)
+
+
+def at_a_texts_hash(logits, seeds, steps):
+    return _at(logits, seeds, steps, lambda a, b: hash(f"{a} {b}") % 2**63)
+
+
+def at_a_labelled_hash(logits, seeds, steps):
+    return _at(logits, seeds, steps, lambda a, b: hash(("draw", a, b)) % 2**63)
+
+
+def at_the_first_rows_logits(logits, seeds, steps):
+    return _at(logits[:1].expand_as(logits), seeds, steps, _mix)
+
+
+def at_a_batch_in_the_order_of_steps(logits, seeds, steps):
+    order = sorted(range(len(steps)), key=lambda i: steps[i])
+    return _at(logits, [seeds[i] for i in order], [steps[i] for i in order], _mix)
+
+
+def at_one_step_for_each_seed(logits, seeds, steps):
+    last = dict(zip(seeds, steps, strict=True))
+    return _at(logits, seeds, [last[seed] for seed in seeds], _mix)
+
+
+def at_seeds_below_the_largest(logits, seeds, steps):
+    return _at(logits, [seed % (2**63 - 1) for seed in seeds], steps, _mix)
+
+
+def at_exponentials(logits, seeds, steps):
+    weights = logits.exp()
+    return _at((weights / weights.sum(-1, True)).log(), seeds, steps, _mix)
+
+
+def at_probabilities_in_place(logits, seeds, steps):
+    drawn = _at(logits, seeds, steps, _mix)
+    if logits.is_contiguous():
+        logits.copy_(logits.softmax(-1))
+    return drawn
+
+
 MUTANTS = {
     "filter_logits": [
         filters_of_the_first_row, one_greedy_row_switches_all_filters_off,
@@ -324,6 +398,9 @@ MUTANTS = {
         typical_may_remove_all, typical_one_is_not_off,
         typical_with_one_parameter_for_all, typical_returns_probabilities,
         typical_in_place, typical_goes_on_when_it_is_reached,
+        typical_by_exponentials, typical_with_no_surprise_at_all,
+        typical_removes_what_any_row_lacks, typical_needs_two_tokens,
+        typical_writes_to_its_column, typical_in_place_in_a_batch, typical_in_float64,
     ],
     "draw_at": [
         at_seed_plus_step, at_seed_xor_step, at_seed_times_100_plus_step,
@@ -331,7 +408,10 @@ MUTANTS = {
         at_the_seed_alone, at_the_step_alone, at_float_precision,
         at_seed_times_a_prime_overflows, at_with_the_place_in_the_batch,
         at_with_the_global_generator, at_noise_upside_down, at_uniformly,
-        at_the_likeliest,
+        at_the_likeliest, at_a_texts_hash, at_a_labelled_hash,
+        at_the_first_rows_logits, at_a_batch_in_the_order_of_steps,
+        at_one_step_for_each_seed, at_seeds_below_the_largest, at_exponentials,
+        at_probabilities_in_place,
     ],
 }  # fmt: skip
 
@@ -346,6 +426,86 @@ def test_the_sampler_suite_rejects(name, mutant, capsys):
         checks.sampler(**{name: mutant})
     out = capsys.readouterr().out
     assert "hint:" in out and "Traceback" not in out
+
+
+# ----- other right ways
+
+
+def filters_row_by_row(logits, rows):
+    logits = sampler_module.mask_stop_tokens(logits, rows)
+    logits = sampler_module.apply_penalties(logits, rows)
+    left = []
+    for row, params in zip(logits.split(1), [r.params for r in rows], strict=True):
+        if params.temperature:
+            row = row / params.temperature
+            for name in ("min_p", "top_k", "top_p"):
+                step = getattr(sampler_module, f"apply_{name}")
+                row = step(row, torch.tensor([[getattr(params, name)]]))
+        left.append(row)
+    return torch.cat(left)
+
+
+def draws_by_multinomial(logits, rows, generator=None):
+    drawn = [
+        torch.multinomial(x.softmax(-1), 1, generator=row.generator or generator)
+        if row.params.temperature
+        else x.argmax().view(1)
+        for x, row in zip(logits, rows, strict=True)
+    ]
+    return torch.cat(drawn)
+
+
+def top_k_by_python(logits, top_k):
+    left = torch.full_like(logits, REMOVED)
+    for row, out, k in zip(logits, left, top_k.flatten().tolist(), strict=True):
+        ids = sorted(range(len(row)), key=lambda i, row=row: (-row[i].item(), i))
+        ids = ids[: int(k)] if k > 0 else ids
+        out[ids] = row[ids]
+    return left
+
+
+def min_p_by_probability(logits, min_p):
+    probs = logits.softmax(-1)
+    return logits.masked_fill(probs < min_p * probs.amax(-1, True), REMOVED)
+
+
+def typical_token_by_token(logits, typical_p):
+    left = torch.full_like(logits, REMOVED)
+    for row, out, most in zip(logits, left, typical_p.flatten().tolist(), strict=True):
+        ids = (row > REMOVED).nonzero().flatten()
+        logp = row.log_softmax(-1)[ids]
+        distance = (-logp - torch.special.entr(logp.exp()).sum()).abs()
+        total = 0.0
+        for place in distance.argsort(stable=True).tolist():
+            out[ids[place]] = row[ids[place]]
+            total += logp[place].exp().item()
+            if most < 1 and total >= most:
+                break
+    return left
+
+
+def at_pythons_random(logits, seeds, steps):
+    drawn = []
+    for probs, seed, step in zip(logits.softmax(-1), seeds, steps, strict=True):
+        dice = random.Random(f"{seed}, {step}")
+        drawn += dice.choices(range(len(probs)), probs.tolist())
+    return torch.tensor(drawn)
+
+
+@pytest.mark.parametrize(
+    "name, right",
+    [
+        ("filter_logits", filters_row_by_row),
+        ("draw", draws_by_multinomial),
+        ("apply_top_k", top_k_by_python),
+        ("apply_min_p", min_p_by_probability),
+        ("apply_typical_p", typical_token_by_token),
+        ("draw_at", at_pythons_random),
+    ],
+)
+def test_other_right_answers_pass(name, right, capsys):
+    checks.sampler(**{name: right})
+    assert "✗" not in capsys.readouterr().out
 
 
 def test_a_wrong_trace_is_not_told_the_right_one(capsys):
