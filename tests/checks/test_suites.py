@@ -13,7 +13,7 @@ import torch
 from folovllm_lite import checks
 from folovllm_lite import config as config_module
 from folovllm_lite import sampler as sampler_module
-from folovllm_lite.checks.harness import Suite, expect_error
+from folovllm_lite.checks.harness import Suite, expect, expect_error
 from folovllm_lite.sampler import SamplerOutput
 from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.scheduler import Scheduler
@@ -661,3 +661,12 @@ def test_a_method_alone_is_judged_in_its_class(capsys):
 def test_a_notebooks_names_can_be_handed_over_whole(capsys):
     checks.sampler({"apply_top_k": sampler_module.apply_top_k, "x": 3})
     assert "All 5 properties hold." in capsys.readouterr().out
+
+
+def test_two_ways_to_round_one_number_are_equal():
+    """0.12345 and 0.12344999 were 0.1235 and 0.1234: a right answer was refused."""
+    expect("a sum", torch.tensor([0.12345, 1.0]), torch.tensor([0.12344999, 1.0]))
+    for got in ([0.1237, 1.0], [0.1235, math.nan], [0.1235], [True, 1.0], 0.1235):
+        with pytest.raises(Exception) as caught:
+            expect("a sum", got, [0.1235, 1.0])
+        assert caught.value.args == ("a sum", got, [0.1235, 1.0]) or got[1] != got[1]
