@@ -222,7 +222,7 @@ class LLMEngine:
         return [state.output() for state in self.compute()]
 
     def compute(self) -> list[RequestState]:
-        """`step` without the outputs, which cost time as a request grows long."""
+        """Compute one step: the requests that changed. `step()` makes their outputs."""
         if self._running.locked():
             raise RuntimeError("a step can't begin while another one is running")
         # Not `torch.inference_mode()`: that is Python, and Ctrl-C in its last line
@@ -231,7 +231,7 @@ class LLMEngine:
             step = None  # known, while the books say what the memory holds
             changed: list[RequestState] = []
             try:
-                self._drop_noted()
+                self._drop_noted()  # aborted ones; everybody, if a step was torn
                 self._torn = True  # until the end, or until an error is dealt with
                 step = self.scheduler.schedule()
                 self._counts["preemptions"] += len(step.preempted)
@@ -247,6 +247,7 @@ class LLMEngine:
                     self.clear(f"a step was interrupted: {type(error).__name__}")
                     raise
                 changed = self._lose(step, error)
+                self._torn = False  # that is dealt with: all others go on
                 if not isinstance(error, torch.OutOfMemoryError):
                     raise
             self._torn = False
@@ -260,7 +261,6 @@ class LLMEngine:
         lost = {seq.request_id: self._states[seq.request_id] for seq in seqs}
         for state in lost.values():
             self._give_up(state, error)
-        self._torn = False
         return list(lost.values())
 
     def clear(self, reason: str) -> None:

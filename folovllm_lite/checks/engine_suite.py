@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,6 +132,8 @@ _KINDS = {
     "few blocks, swapping": {"blocks": 12, "swap": 12},
     "prefix caching": {"caching": True},
     "chunks": {"budget": 3, "chunked": True},
+    "chunks, few blocks": {"budget": 4, "chunked": True, "blocks": 12},
+    "2 tokens of each": {"share": lambda missing, budget: min(missing, budget, 2)},
     "chunks, caching, few blocks": {
         "budget": 4, "chunked": True, "caching": True, "blocks": 13, "swap": 4,
     },
@@ -149,6 +151,7 @@ def _made(
     swap: int = 0,
     eos: tuple[int, ...] = (),
     seed: int = 0,
+    share: Any = None,
 ) -> Any:
     """An engine over rows of 24 tokens, or over blocks of 2."""
     model, config = _model(), SchedulerConfig(budget, seqs)
@@ -159,7 +162,8 @@ def _made(
         free = PrefixCache(blocks, 2) if caching else None
         memory, shape = BlockManager(blocks, 2, free, swap), (blocks, 2)
     runner = _Runner(*shape, num_swap_blocks=swap)
-    share, turns = (chunk, decodes_first) if chunked else (whole, as_they_came)
+    turns = decodes_first if chunked else as_they_came
+    share = share or (chunk if chunked else whole)
     scheduler = Scheduler(config, memory, share=share, turns=turns)
     return p.LLMEngine(
         model, Letters(), scheduler, runner, eos_token_ids=eos, seed=seed
@@ -408,10 +412,12 @@ def _any_memory(p: SimpleNamespace) -> None:
 @_SUITE.property("LLMEngine", hint="which row predicts which token of the prompt?")
 def _prompt_logprobs(p: SimpleNamespace) -> None:
     """Logprobs of a prompt are the plain loop's, in one piece or in chunks."""
-    for kind in ("rows", "blocks", "chunks", "chunks, caching, few blocks"):
+    for kind in ("rows", "few blocks", "chunks, few blocks", "2 tokens of each"):
         made = _made(p, **_KINDS[kind])
-        _add(made, "c", max_tokens=4)
-        _add(made, "b", prompt_logprobs=2)
+        _add(made, "c", max_tokens=9)
+        _add(made, "d", max_tokens=9)
+        _add(made, "b", prompt_logprobs=2, max_tokens=9)
+        _add(made, "a")
         outputs = _finish(made)
         wanted = _oracle(tuple(_PROMPTS["b"]), (), prompt_logprobs=2).prompt_logprobs
         for at, (ours, theirs) in enumerate(
@@ -440,6 +446,14 @@ def _priorities(p: SimpleNamespace) -> None:
     order = [output.request_id for _ in range(3) for output in made.step()]
     given = "max_num_seqs 1, priority 1 of a, none given of b, 0 of c: order of outputs"
     expect(given, order, ["b", "c", "a"])
+    made = _made(p, seqs=1)
+    for name in ("a", "b", "c"):
+        _add(made, name, max_tokens=1)
+    order = [output.request_id for _ in range(2) for output in made.step()]
+    _add(made, "d", max_tokens=1)
+    order += [output.request_id for _ in range(2) for output in made.step()]
+    given = "max_num_seqs 1, d comes when a and b have ended: order of outputs"
+    expect(given, order, ["a", "b", "c", "d"])
 
 
 @_SUITE.property("LLMEngine", hint="params may be None")
@@ -740,6 +754,9 @@ def _out_of_memory(p: SimpleNamespace) -> None:
     given = "max_num_seqs 1, a step runs out of memory"
     got = [(each.request_id, each.finished, _told(each)) for each in outputs]
     expect(f"{given}: outputs", got, [("a", True, [([], "abort")])])
+    reason = str(outputs[0].outputs[0].stop_reason)
+    if "no memory" not in reason:
+        fail(f"{given}, 'no memory': stop_reason", reason, "the cause")
     _same(made, given, {"b": _wanted(_PROMPTS["b"])})
 
 
@@ -793,46 +810,147 @@ def _bad_blocks(p: SimpleNamespace) -> None:
     _same(made, given, {"d": _wanted(_PROMPTS["b"])})
 
 
+def _is_cut(call: Any) -> bool:
+    """Whether Ctrl-C comes out of a call, and no other error."""
+    try:
+        call()
+    except (KeyboardInterrupt, OSError) as error:
+        return isinstance(error, KeyboardInterrupt)
+    return False
+
+
+def _cut(owner: Any, *names: str, left: list[int] | None = None) -> None:
+    """Let Ctrl-C come once instead of a call of these: when `left` is down to 0."""
+    left = [1] if left is None else left
+
+    def cut(name: str, *given: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return getattr(type(owner), name)(owner, *given)
+
+    for name in names:
+        setattr(owner, name, partial(cut, name))
+
+
+def _cut_books(made: Any, number: int) -> list[int]:
+    """The same in the number-th call that takes somebody out; how many are left."""
+    left = [number]
+    _cut(made.scheduler, "remove", "clear", left=left)
+    _cut(made.scheduler.memory, "release", "withdraw", "clear", left=left)
+    return left
+
+
+def _two_run(p: SimpleNamespace) -> Any:
+    """An engine where a, which ends first, and both of b go before c."""
+    made = _made(p, seqs=3, caching=True)
+    _add(made, "a", max_tokens=3)
+    _add(made, "b", n=2, seed=1)
+    _add(made, "c")
+    return made
+
+
 @_SUITE.property("LLMEngine", hint="what Ctrl-C cuts short must not stay half done")
 def _interrupted(p: SimpleNamespace) -> None:
     """Ctrl-C in a step is raised and drops its requests; the next are served."""
-    made = _made(p)
-    _add(made, "a")
+    made = _made(p, seqs=1)
+    for name in ("a", "b"):
+        _add(made, name)
     made.step()
     made.runner.before = _broken(KeyboardInterrupt())
-    try:
-        made.step()
-        fail("KeyboardInterrupt in a step", "no error", "KeyboardInterrupt")
-    except KeyboardInterrupt:
-        pass
+    given = "max_num_seqs 1, Ctrl-C while the model computes a"
+    if not _is_cut(made.step):
+        fail(given, "no error", "KeyboardInterrupt")
     _add(made, "d")
-    _same(made, "after Ctrl-C in a step", {"d": _wanted(_PROMPTS["d"])})
+    wanted = {name: _wanted(_PROMPTS[name]) for name in ("b", "d")}
+    _same(made, given, wanted)
 
 
 @_SUITE.property("LLMEngine", hint="half a plan: who knows what the memory holds?")
 def _cut_short(p: SimpleNamespace) -> None:
     """Ctrl-C while a step is planned or counted is raised, and all begin anew."""
-    for part in ("schedule", "advance"):
-        made = _made(p, seqs=1)
-        for name in ("a", "b"):
-            _add(made, name)
-        made.step()
-
-        def cut(*given: Any, part: str = part, made: Any = made) -> None:
-            delattr(made.scheduler, part)  # once
-            raise KeyboardInterrupt
-
-        setattr(made.scheduler, part, cut)
-        given = f"one runs, one waits, Ctrl-C in the scheduler's {part}()"
-        try:
+    for part, steps in (("schedule", 2), ("advance", 2), ("fork", 1), ("remove", 3)):
+        made = _two_run(p)
+        for _ in range(steps - 1):
             made.step()
+        _cut(made.scheduler, part)
+        given = f"two run, one waits, Ctrl-C in the scheduler's {part}(), step {steps}"
+        if not _is_cut(made.step):
             fail(given, "no error", "KeyboardInterrupt")
-        except KeyboardInterrupt:
-            pass
         expect(f"{given}: unfinished", made.has_unfinished_requests(), False)
         _empty(made, given)
         _add(made, "d")
         _same(made, f"{given}, another comes", {"d": _wanted(_PROMPTS["d"])})
+
+
+@_SUITE.property("LLMEngine", hint="who notes that it has begun, and who looks?")
+def _cut_short_twice(p: SimpleNamespace) -> None:
+    """If Ctrl-C cuts short what follows an error too, the next call begins anew."""
+    calls = {
+        "add_request": lambda made: _add(made, "d"),
+        "step": lambda made: made.step(),
+        "abort_request": lambda made: made.abort_request("nobody"),
+        "has_unfinished_requests": lambda made: made.has_unfinished_requests(),
+    }
+    for what, error in (
+        ("the model fails", OSError("broken")),
+        ("Ctrl-C while the model computes", KeyboardInterrupt()),
+        ("Ctrl-C in the scheduler's advance()", None),
+    ):
+        for number in range(1, 20):
+            for name in calls if number == 1 else ("add_request",):
+                made = _two_run(p)
+                made.step()
+                if error is None:
+                    _cut(made.scheduler, "advance")
+                else:
+                    made.runner.before = _broken(error)
+                left = _cut_books(made, number)
+                is_cut = _is_cut(made.step)
+                if left[0] > 0:  # there are no more calls
+                    break
+                given = (
+                    f"two run, one waits, {what}, then Ctrl-C in call {number} of "
+                    f"remove, release, withdraw and clear, then {name}()"
+                )
+                if not is_cut:
+                    fail(given, "no error", "KeyboardInterrupt")
+                calls[name](made)
+                if name != "add_request":
+                    left = made.has_unfinished_requests()
+                    expect(f"{given}: unfinished", left, False)
+                    _empty(made, given)
+                    _add(made, "d")
+                _same(made, given, {"d": _wanted(_PROMPTS["d"])})
+            else:
+                continue
+            break
+
+
+@_SUITE.property("LLMEngine", hint="noted before it is done, forgotten when it is done")
+def _abort_cut_short(p: SimpleNamespace) -> None:
+    """If Ctrl-C cuts an abort short, the next call makes up for it; others go on."""
+    for number in range(1, 20):
+        for again in (False, True):
+            made = _two_run(p)
+            made.step()
+            left = _cut_books(made, number)
+            is_cut = _is_cut(lambda made=made: made.abort_request("b"))
+            if left[0] > 0:
+                return
+            given = f"b is aborted, Ctrl-C in call {number} of remove and release"
+            if not is_cut:
+                fail(given, "no error", "KeyboardInterrupt")
+            wanted = {"a": _wanted(_PROMPTS["a"], max_tokens=3)}
+            wanted["c"] = _wanted(_PROMPTS["c"])
+            if again:
+                _add(made, "b")
+                given += ", another b comes"
+                wanted["b"] = _wanted(_PROMPTS["b"])
+            else:
+                told = {output.request_id for output in made.step()}
+                expect(f"{given}, the next step: outputs of", told, {"a", "c"})
+            _same(made, given, wanted)
 
 
 @_SUITE.property("LLMEngine", hint="four counters, two queues, and the memory's own")
@@ -850,9 +968,10 @@ def _stats(p: SimpleNamespace) -> None:
     told = [made.stats().get(name) for name in names]
     expect(f"max_num_seqs 2, 3 requests, a step: {names}", told, [1, 8, 0, 2, 1])
     expect("... blocks_held", made.stats().get("blocks_held"), 2 + 3)
-    made = _made(p, blocks=8)
-    for name in ("b", "d"):
-        _add(made, name, max_tokens=8)
-    _finish(made)
-    count = made.stats().get("preemptions") or 0
-    expect("8 blocks of 2 for two that need 12: preemptions at all", count > 0, True)
+    made = _made(p, blocks=6)
+    _add(made, "a", [5, 9, 3, 11, 4, 6])
+    _add(made, "b", [4, 4], n=3, seed=1)
+    made.step()
+    made.step()  # both sequences that run out of blocks lose theirs
+    given = "6 blocks of 2, prompts of 6 and of 2 with n=3, 2 steps: preemptions"
+    expect(given, made.stats().get("preemptions"), 2)

@@ -25,6 +25,11 @@ _SUITE = scheduler = Suite(
 )
 
 
+def _at_most_two(missing: int, budget: int) -> int:
+    """Another share: a chunk that leaves something of the budget."""
+    return min(missing, budget, 2)
+
+
 def _made(
     p: SimpleNamespace,
     budget: int = 16,
@@ -33,14 +38,14 @@ def _made(
     blocks: int = 32,
     caching: bool = False,
     swap: int = 0,
+    **functions: Any,
 ) -> Any:
-    """A scheduler over blocks of 2 tokens."""
+    """A scheduler over blocks of 2 tokens; `functions` are its share and turns."""
     config = SchedulerConfig(budget, seqs, enable_chunked_prefill=chunked)
     free = PrefixCache(blocks, 2) if caching else None
     memory = BlockManager(blocks, 2, free, swap)
-    if chunked:
-        return p.Scheduler(config, memory, share=p.chunk, turns=p.decodes_first)
-    return p.Scheduler(config, memory, share=p.whole, turns=p.as_they_came)
+    share, turns = (p.chunk, p.decodes_first) if chunked else (p.whole, p.as_they_came)
+    return p.Scheduler(config, memory, **{"share": share, "turns": turns, **functions})
 
 
 def _seq(
@@ -327,6 +332,11 @@ def _whole_prompts(p: SimpleNamespace) -> None:
     expect(
         f"{given}, next step: work", _shares(_step(made)), {"a": (3, 1), "b": (0, 3)}
     )
+    made = _made(p, 4)
+    _several(made, 5)
+    given = "budget 4, nothing runs, a prompt of 5"
+    expect(f"{given}: work", _shares(_step(made)), {})
+    expect(f"{given}: waiting", _names(made.waiting), ["a"])
 
 
 @_SUITE.property("Scheduler", hint="min of two counts, and start where it ended")
@@ -347,6 +357,19 @@ def _chunks(p: SimpleNamespace) -> None:
             {"a": (0, 3), "b": (0, 1)},
             {"a": (3, 1), "b": (1, 2), "c": (0, 1)},
             {"a": (4, 1), "b": (3, 1), "c": (1, 2)},
+        ),
+        1,
+    ):
+        expect(f"{given}, step {number}: work", _shares(_step(made)), wanted)
+
+    made = _made(p, share=_at_most_two)
+    _several(made, 5, 3)
+    given = "share: 2 tokens at most, budget 16, prompts of 5 and 3"
+    for number, wanted in enumerate(
+        (
+            {"a": (0, 2), "b": (0, 2)},
+            {"a": (2, 2), "b": (2, 1)},
+            {"a": (4, 1), "b": (3, 1)},
         ),
         1,
     ):
@@ -385,6 +408,11 @@ def _max_seqs(p: SimpleNamespace) -> None:
         got = list(_shares(_step(made)))
         given = f"max_num_seqs {count}, one is removed: work of"
         expect(given, got, _names(seqs[1 : count + 1]))
+    made = _made(p, seqs=1)
+    _several(made, 1, 1)
+    made.advance(made.schedule())
+    given = "max_num_seqs 1, a runs and has no new token yet, b waits: work"
+    expect(given, _shares(made.schedule()), {})
 
 
 @_SUITE.property("Scheduler", hint="how many will it be in the next step?")
@@ -396,6 +424,12 @@ def _width(p: SimpleNamespace) -> None:
     made.add(b)
     given = "max_num_seqs 3, two prompts of width 2"
     expect(f"{given}: work", list(_shares(made.schedule())), ["a"])
+    for most, widths, wanted in ((2, (3,), []), (3, (2, 1, 1), ["a", "b"])):
+        made = _made(p, seqs=most)
+        for i, width in enumerate(widths):
+            made.add(_seq("abc"[i], 2, i, width=width))
+        given = f"max_num_seqs {most}, nothing runs, widths {widths}: work of"
+        expect(given, list(_shares(made.schedule())), wanted)
     made = _made(p, seqs=3)
     one, a = _seq("a", 2, 0), _seq("b", 2, 1, width=3)
     made.add(one)
@@ -523,6 +557,21 @@ def _offered(p: SimpleNamespace) -> None:
         expect(f"{given}: common blocks", common[1], common[0])
         _finish(made, step)
         _books(made, given)
+    made = _made(p, caching=True)
+    one = _seq("a", 2)
+    for token_id in (2, 3, 4):  # as if it came back with what it has generated
+        one.add_token_id(token_id)
+    made.add(one)
+    made.add(_seq("b", 5, 1))
+    given = "2 tokens and 3 generated ones, and a prompt of the same 5, in one step"
+    got = _shares(made.schedule())
+    expect(f"{given}: work", got, {"a": (0, 5), "b": (4, 1)})
+    made = _made(p, caching=True, share=_at_most_two)
+    for i, length in enumerate((6, 5)):
+        made.add(_seq("ab"[i], length, i))
+    given = "share: 2 tokens at most, 6 and 5 tokens that begin alike"
+    got = _shares(made.schedule())
+    expect(f"{given}: work", got, {"a": (0, 2), "b": (2, 2)})
 
 
 @_SUITE.property("Scheduler", hint="a chunk that runs on fills blocks, too")
@@ -631,6 +680,21 @@ def _recompute(p: SimpleNamespace) -> None:
     _finish(made, step)
     expect(f"{given}, next step: work", _shares(_step(made))["b"], (5, 1))
     _books(made, given)
+    made = _made(p, blocks=6)
+    a, b = _several(made, 5, 2)
+    _step(made)
+    for index in (1, 2):
+        child = b.fork(f"b-{index}")
+        child.order = (0, 1, index)
+        made.fork(b, child)
+    a.add_token_id(7)
+    step = _step(made)
+    given = "6 blocks of 2, a and three of one request run, two of these are preempted"
+    expect(f"{given}: work of", list(_shares(step)), ["a", "b"])
+    expect(f"{given}: waiting", _names(made.waiting), ["b-1", "b-2"])
+    made.remove(a)
+    _step(made)
+    expect(f"{given}, a ends: running", _names(made.running), ["b", "b-1", "b-2"])
 
 
 @_SUITE.property("Scheduler", hint="what it lost a moment ago is free now")
@@ -686,6 +750,17 @@ def _undone(p: SimpleNamespace) -> None:
     expect(f"{given}: work", _shares(step), {"a": (2, 5), "b": (2, 1)})
     expect(f"{given}: num_computed of c", c.num_computed, 0)
     _books(made, given)
+    made = _made(p, chunked=True, blocks=6, turns=lambda seqs: [*seqs[2:], *seqs[:2]])
+    a, b, c = _several(made, 2, 2, 2)
+    _step(made)
+    made.config.max_num_batched_tokens = 6
+    for seq, count in ((a, 3), (b, 2), (c, 2)):
+        for _ in range(count):
+            seq.add_token_id(7)
+    given = (
+        "budget 6, 6 blocks of 2; c takes 3 tokens, a takes 3 and c's blocks, then b"
+    )
+    expect(f"{given}: work", _shares(made.schedule()), {"a": (2, 3), "b": (2, 3)})
 
 
 @_SUITE.property("Scheduler", hint="until when can somebody lose his place in a step?")
@@ -749,6 +824,7 @@ def _swap(p: SimpleNamespace) -> None:
     expect(f"{given}: work", _shares(step), {"a": (4, 1)})
     expect(f"{given}: status of b", b.status.name, "SWAPPED")
     expect(f"{given}: num_computed of b", b.num_computed, 4)
+    expect(f"{given}: preempted", _names(step.preempted), ["b"])
     expect(f"{given}: swapped out from", [a for a, _ in _moves(step, "out")], held)
     expect(f"{given}: waiting", _names(made.waiting), ["b"])
     _books(made, given)
@@ -768,6 +844,28 @@ def _swap(p: SimpleNamespace) -> None:
     step = _step(made)
     expect(f"{given}, next step: moves in", _moves(step, "in"), [])
     _books(made, given)
+    made = _made(p, blocks=6, swap=4)
+    _, b, c = _several(made, 2, 4, 4)
+    _step(made)
+    _step(made)
+    expect("6 blocks of 2, a, b and c run on: status of c", c.status.name, "SWAPPED")
+    made.add(_seq("d", 1, 3, -1, first=300))
+    made.remove(b)
+    given = "c, in CPU memory, and d, which has priority, wait; a runs and b ends"
+    got = [(name, work.start) for name, work in made.schedule().work.items()]
+    expect(f"{given}: whose work, from where", got, [("a", 3), ("d", 0), ("c", 4)])
+    expect(f"{given}: running", _names(made.running), ["d", "a", "c"])
+    made = _made(p, blocks=4, swap=4)
+    a, _ = _several(made, 3, 4)
+    made.advance(made.schedule())
+    child = a.fork("a-1")
+    child.order = (0, 0, 1)
+    made.fork(a, child)
+    for seq in (a, child):
+        seq.add_token_id(7)
+    kinds = [kind for kind, *_ in made.schedule().moves]
+    given = "4 blocks of 2, a and its fork write, b leaves two blocks for their copy"
+    expect(f"{given}: moves", kinds, ["out", "out", "copy"])
 
 
 @_SUITE.property("Scheduler", hint="what did swap_out answer?")

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from copy import deepcopy
 from heapq import heappop, heappush
 from types import SimpleNamespace
 
@@ -82,7 +83,8 @@ def _running(*outputs: int) -> list[Sequence]:
     found = []
     for i, count in enumerate(outputs):
         seq = _sequence("abcdefgh"[i], 2, (0, i, 0))
-        seq.data.output_token_ids += [7] * count
+        # The more tokens, the smaller they are: lists and sums say something else.
+        seq.data.output_token_ids += [60 // max(1, count)] * count
         seq.status = SequenceStatus.RUNNING
         found.append(seq)
     return found
@@ -93,12 +95,14 @@ def _turns_list(p: SimpleNamespace) -> None:
     """All that run get their turn once, in a new list; the given one stays as it is."""
     for outputs in ((), (1,), (3, 1, 2)):
         given = _running(*outputs)
-        before = list(given)
+        before = deepcopy(given)
         found = p.fair_turns(given)
         what = f"fair_turns of sequences with {outputs} tokens generated"
+        if not isinstance(found, list):
+            fail(what, found, "a list")
         names = sorted(seq.seq_id for seq in found)
         expect(f"{what}: who gets a turn", names, [seq.seq_id for seq in before])
-        expect(f"{what}: the given list is", given == before, True)
+        expect(f"{what}: the given list is as before", given == before, True)
         expect(f"{what}: it is another list", found is given, False)
 
 
@@ -193,6 +197,8 @@ def _short_passes(p: SimpleNamespace) -> None:
         ((500, 10), (5, 11)),
         ((64, 3), (4, 5)),
         ((50, 7), (5, 9)),
+        ((50, 1000), (5, 1002)),
+        ((10_000, 123_456), (1, 123_458)),
     ):
         got = p.priority_of(*short) < p.priority_of(*long)
         expect(f"(tokens, arrival) {short} goes before {long}", got, True)
@@ -201,9 +207,11 @@ def _short_passes(p: SimpleNamespace) -> None:
 @_SUITE.property("priority_of", hint="two that are alike should be served as they came")
 def _equals_keep_order(p: SimpleNamespace) -> None:
     """Of two equally long requests the earlier goes first."""
-    for tokens in (1, 50):
-        early, late = p.priority_of(tokens, 3), p.priority_of(tokens, 40)
-        expect(f"{tokens} tokens, step 3 before step 40", early <= late, True)
+    for tokens in (1, 5, 20, 50, 4000):
+        for first, then in ((3, 40), (3, 4), (4, 5), (0, 999), (12_345, 12_346)):
+            early, late = p.priority_of(tokens, first), p.priority_of(tokens, then)
+            given = f"{tokens} tokens, step {first} before step {then}"
+            expect(given, early <= late, True)
 
 
 @_SUITE.property(
@@ -213,10 +221,11 @@ def _nobody_starves(p: SimpleNamespace) -> None:
     """Nobody passes a request of t tokens who comes 1000 * t steps later, or more."""
     for tokens in (1, 20, 200, 4000):
         for arrival, more in ((0, 0), (37, 0), (5000, 1), (5, 10_000)):
-            early, late = (tokens, arrival), (1, arrival + 1000 * tokens + more)
-            # Of equal priorities the earlier goes first.
-            got = p.priority_of(*early) <= p.priority_of(*late)
-            expect(f"(tokens, arrival) {early} goes before {late}", got, True)
+            for short in (1, 2, 5, 20, 4000):
+                early, late = (tokens, arrival), (short, arrival + 1000 * tokens + more)
+                # Of equal priorities the earlier goes first.
+                got = p.priority_of(*early) <= p.priority_of(*late)
+                expect(f"(tokens, arrival) {early} goes before {late}", got, True)
 
 
 def _crowd() -> list[tuple[int, int]]:

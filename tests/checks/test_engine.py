@@ -25,7 +25,7 @@ def one_thread():
 def test_the_package_passes(capsys):
     checks.engine(module)
     out = capsys.readouterr().out
-    assert "✗" not in out and "All 31 properties hold." in out
+    assert "✗" not in out and "All 33 properties hold." in out
 
 
 _IMPORT = "from folovllm_lite.generation import RequestState\n"
@@ -116,8 +116,9 @@ MUTANTS = {
     "nothing_to_do_is_computed": ("_stats", "if step.work:", "if True:"),
     "an_abort_waits_for_ever": (
         "_aborted_in_a_step",
-        "            try:\n                self._drop_noted()\n",
-        "            try:\n",
+        "                self._drop_noted()  # aborted ones; everybody, if a step was"
+        " torn\n",
+        "",
     ),
     "the_plan_is_always_known": (
         "_cut_short",
@@ -263,8 +264,13 @@ MUTANTS = {
     ),
     "failed_and_still_there": (
         "_failing_step",
-        "            self._give_up(state, error)\n        self._torn = False\n",
-        "            pass\n        self._torn = False\n",
+        "            self._give_up(state, error)\n",
+        "            pass\n",
+    ),
+    "the_others_are_torn_too": (
+        "_failing_step",
+        "                self._torn = False  # that is dealt with: all others go on\n",
+        "",
     ),
     "one_failure_is_everybodys": (
         "_failing_step",
@@ -302,6 +308,94 @@ MUTANTS = {
         "_bad_row",
         "            if len(targets) == 1:\n",
         "            if targets:\n                raise\n            if True:\n",
+    ),
+    "ctrl_c_is_everybodys": (
+        "_interrupted",
+        "except BaseException as error:",
+        "except Exception as error:",
+    ),
+    "known_until_all_are_sampled": (
+        "_cut_short",
+        (
+            "                    done, step = step, None\n",
+            "                    done = step\n",
+        ),
+        (
+            "                    changed = self._sample(done, hidden)\n",
+            "                    changed = self._sample(done, hidden)\n"
+            "                    step = None\n",
+        ),
+    ),
+    "nobody_notes_that_a_step_began": (
+        "_cut_short_twice",
+        "                self._torn = True  # until the end, or until an error is dealt"
+        " with\n",
+        "",
+    ),
+    "dealt_with_before_it_is": (
+        "_cut_short_twice",
+        "            except BaseException as error:\n",
+        "            except BaseException as error:\n"
+        "                self._torn = False\n",
+    ),
+    "cleared_before_it_is": (
+        "_cut_short_twice",
+        "            state.abort(reason)\n        self._states.clear()\n",
+        "            state.abort(reason)\n        self._torn = False\n"
+        "        self._states.clear()\n",
+    ),
+    "only_a_step_looks": (
+        "_cut_short_twice",
+        "if (self._to_abort or self._torn) and",
+        "if self._to_abort and",
+    ),
+    "a_newcomer_is_cleared_too": (
+        "_cut_short_twice",
+        "        self._settle()\n        if request_id in self._states:\n",
+        "        if request_id in self._states:\n",
+    ),
+    "an_abort_is_forgotten_before_it_is_done": (
+        "_abort_cut_short",
+        "self._drop(*self._to_abort[-1])\n            self._to_abort.pop()\n",
+        "self._drop(*self._to_abort.pop())\n",
+    ),
+    "unknown_before_it_is_dropped": (
+        "_abort_cut_short",
+        (
+            "            state.abort(reason)\n            for seq",
+            "            del self._states[request_id]\n"
+            "            state.abort(reason)\n            for seq",
+        ),
+        (
+            "                self.scheduler.remove(seq)\n"
+            "            del self._states[request_id]\n",
+            "                self.scheduler.remove(seq)\n",
+        ),
+    ),
+    "arrival_by_who_is_there": (
+        "_priorities",
+        "arrival = next(self._arrivals)",
+        "arrival = len(self._states)",
+    ),
+    "what_comes_back_is_sampled_by_its_prompt": (
+        "_any_memory",
+        "if work.end < seq.get_len():",
+        "if work.end < seq.get_prompt_len():",
+    ),
+    "rows_of_whoever_is_behind_are_scored": (
+        "_prompt_logprobs",
+        "hidden[first : first + work.count])",
+        "hidden[first:])",
+    ),
+    "why_it_was_aborted_is_lost": (
+        "_out_of_memory",
+        "reason = str(error) or type(error).__name__",
+        'reason = "aborted"',
+    ),
+    "steps_that_preempt_are_counted": (
+        "_stats",
+        'self._counts["preemptions"] += len(step.preempted)',
+        'self._counts["preemptions"] += bool(step.preempted)',
     ),
     "ctrl_c_leaves_the_step_open": (
         "_interrupted",

@@ -146,10 +146,25 @@ MUTANTS = {
         "count = self.share(seq.get_len() - start, budget)",
         "count = min(seq.get_len() - start, budget)",
     ),
+    "alone_it_need_not_fit": (
+        "_whole_prompts",
+        "            if not count or not",
+        "            if not count and not step.work:\n"
+        "                count = min(seq.get_len() - start, budget)\n"
+        "            if not count or not",
+    ),
     "never_chunks": (
         "_chunks",
         "count = self.share(seq.get_len() - start, budget)",
         "count = whole(seq.get_len() - start, budget)",
+    ),
+    "knows_two_shares": (
+        "_chunks",
+        "count = self.share(seq.get_len() - start, budget)",
+        "missing = seq.get_len() - start\n"
+        "            count = whole(missing, budget)\n"
+        "            if self.share is not whole:\n"
+        "                count = min(missing, budget)",
     ),
     "only_the_first_chunk_is_one": (
         "_chunks",
@@ -197,6 +212,11 @@ MUTANTS = {
         "self.config.max_num_seqs - sum(seq.width for seq in self.running)",
         "self.config.max_num_seqs",
     ),
+    "who_has_no_work_does_not_count": (
+        "_max_seqs",
+        "sum(seq.width for seq in self.running)",
+        "sum(work.seq.width for work in step.work.values())",
+    ),
     "one_too_many": (
         "_max_seqs",
         "self.waiting[0].width <= room:",
@@ -216,6 +236,19 @@ MUTANTS = {
         "_width",
         "while self.waiting and self.waiting[0].width <= room:",
         "while self.waiting and 0 < room:",
+    ),
+    "alone_it_need_not_have_room": (
+        "_width",
+        "while self.waiting and self.waiting[0].width <= room:",
+        "while self.waiting and (\n"
+        "            self.waiting[0].width <= room or not self.running\n"
+        "        ):",
+    ),
+    "width_of_the_newest_is_enough": (
+        "_width",
+        "budget, room = budget - count, room - seq.width\n",
+        "budget -= count\n"
+        "            room = self.config.max_num_seqs - len(self.running) - seq.width\n",
     ),
     "a_fork_waits": (
         "_fork",
@@ -307,6 +340,22 @@ MUTANTS = {
         "        step.work = {work.seq.seq_id: work for work in order}\n"
         "        step.moves, self",
     ),
+    "offers_more_than_it_computes": (
+        "_offered",
+        "self.memory.offer(seq, start + count)",
+        "self.memory.offer(seq, seq.get_len())",
+    ),
+    "offers_its_prompt_only": (
+        "_offered",
+        "self.memory.offer(seq, start + count)",
+        "self.memory.offer(seq, min(start + count, seq.get_prompt_len()))",
+    ),
+    "half_a_prompt_is_not_offered": (
+        "_offered",
+        "            self.memory.offer(seq, start + count)",
+        "            if start + count == seq.get_len():\n"
+        "                self.memory.offer(seq, start + count)",
+    ),
     "only_new_prompts_offer": (
         "_offered_by_a_chunk",
         "            self.memory.offer(work.seq, work.end)\n",
@@ -351,6 +400,21 @@ MUTANTS = {
         "        insort(self.waiting, seq, key=_order)\n        return undone",
         "        self.waiting.append(seq)\n        return undone",
     ),
+    "back_among_its_siblings_at_the_end": (
+        "_recompute",
+        "        insort(self.waiting, seq, key=_order)\n        return undone",
+        "        insort(self.waiting, seq, key=lambda seq: seq.order[:2])\n"
+        "        return undone",
+    ),
+    "siblings_are_taken_for_one": (
+        "_recompute",
+        "            insort(self.running, self.waiting.pop(0), key=_order)\n",
+        "            insort(self.running, seq, key=_order)\n"
+        "            self.waiting = [\n"
+        "                each for each in self.waiting\n"
+        "                if each.request_id != seq.request_id\n"
+        "            ]\n",
+    ),
     "back_at_the_front": (
         "_no_admission",
         "        insort(self.waiting, seq, key=_order)\n        return undone",
@@ -382,6 +446,11 @@ MUTANTS = {
         "_undone",
         "return undone.count if undone else 0",
         "return 0",
+    ),
+    "a_victim_had_one_token": (
+        "_undone",
+        "return undone.count if undone else 0",
+        "return 1 if undone else 0",
     ),
     "a_victim_keeps_its_work": (
         "_undone",
@@ -435,6 +504,40 @@ MUTANTS = {
         "            seq.num_computed = 0\n",
         "        if not saved:\n            self.memory.release(seq)\n"
         "        seq.num_computed = 0\n",
+    ),
+    "who_is_swapped_out_is_not_named": (
+        "_swap",
+        ("        step.preempted.append(seq)\n", ""),
+        (
+            "            seq.num_computed = 0\n",
+            "            seq.num_computed = 0\n"
+            "            step.preempted.append(seq)\n",
+        ),
+    ),
+    "comes_back_before_all_others": (
+        "_swap",
+        (
+            "            seq = self.waiting[0]\n",
+            "            out = SequenceStatus.SWAPPED\n"
+            "            seq = min(self.waiting, key=lambda x: x.status is not out)\n",
+        ),
+        (
+            "            insort(self.running, self.waiting.pop(0), key=_order)\n",
+            "            self.waiting.remove(seq)\n"
+            "            insort(self.running, seq, key=_order)\n",
+        ),
+    ),
+    "comes_back_when_it_is_alone": (
+        "_swap",
+        "            start = self.memory.found(seq)\n",
+        "            if seq.status is SequenceStatus.SWAPPED and self.running:\n"
+        "                return\n"
+        "            start = self.memory.found(seq)\n",
+    ),
+    "moves_in_order_of_their_kind": (
+        "_swap",
+        "step.moves, self.memory.moves = self.memory.moves, []",
+        "step.moves, self.memory.moves = sorted(self.memory.moves), []",
     ),
     "swap_moves_are_lost": (
         "_swap",

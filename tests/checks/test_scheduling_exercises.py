@@ -53,10 +53,29 @@ def the_least_alone(running):
     return [seq for seq in running if seq.get_output_len() == least]
 
 
+def by_the_tokens(running):
+    return sorted(running, key=lambda seq: seq.data.output_token_ids)
+
+
+def by_their_sum(running):
+    return sorted(running, key=lambda seq: sum(seq.data.output_token_ids))
+
+
+def in_its_order(running):
+    for seq in running:
+        seq.order = (seq.get_output_len(), *seq.order)
+    return sorted(running, key=lambda seq: seq.order)
+
+
+def one_after_another(running):
+    yield from by_output(running)
+
+
 WRONG = {
     "fair_turns": [
         list, lambda running: running, in_place, by_length, most_first,
-        equals_turned_round, the_least_alone,
+        equals_turned_round, the_least_alone, by_the_tokens, by_their_sum, in_its_order,
+        one_after_another,
     ],
     "priority_of": [
         lambda tokens, arrival: tokens,  # starves
@@ -72,6 +91,13 @@ WRONG = {
         lambda tokens, arrival: arrival + isqrt(tokens),
         lambda tokens, arrival: arrival + 2 * tokens if arrival % 7 else 10**9,
         lambda tokens, arrival: arrival + (tokens > 300),
+        lambda tokens, arrival: max(arrival, tokens),  # late, nobody passes
+        lambda tokens, arrival: arrival**2 // 50 + tokens,
+        lambda tokens, arrival: arrival + tokens if arrival < 1000 else arrival,
+        lambda tokens, arrival: arrival + tokens + 2 * (arrival % 2),
+        lambda tokens, arrival: arrival + tokens if tokens != 2 else -(10**9),
+        lambda tokens, arrival: arrival + tokens - 10**6 * (5 < tokens < 50),
+        lambda tokens, arrival: arrival + tokens - 10**6 * (tokens >= 4000),
     ],
     "predict_lines": [
         lambda: {"A": "Pdd", "B": "wPd", "C": "PxPdd", "D": "wPP"},
@@ -88,6 +114,12 @@ RIGHT = {
         lambda running: sorted(
             running, key=lambda seq: (seq.data.get_output_len(), seq.order)
         ),
+        lambda running: [
+            seq
+            for count in sorted({seq.get_output_len() for seq in running})
+            for seq in running
+            if seq.get_output_len() == count
+        ],
     ],
     "priority_of": [
         lambda tokens, arrival: arrival + tokens,
@@ -97,6 +129,8 @@ RIGHT = {
         lambda tokens, arrival: arrival + 2 * tokens - 10**6,
         lambda tokens, arrival: arrival + 10 * tokens.bit_length(),
         lambda tokens, arrival: arrival + 1000 * tokens,  # the last allowed
+        lambda tokens, arrival: arrival // 10 + tokens,
+        lambda tokens, arrival: arrival - 60 * (tokens <= 5),
     ],
 }
 
