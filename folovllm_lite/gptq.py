@@ -255,7 +255,8 @@ def check_sizes(N: int, K: int, config: GPTQConfig) -> None:
 def round_to_nearest(weight: Tensor, config: GPTQConfig) -> Quantized:
     """Plain rounding of a weight [N, K]: each to the nearest level of its group.
 
-    The weight may have any float dtype; sizes that don't fit are a ValueError.
+    The weight may have any float dtype and strides, and stays as it is; sizes that
+    don't fit are a ValueError.
     """
     N, K = weight.shape
     check_sizes(N, K, config)
@@ -309,7 +310,8 @@ def inverse_factor(hessian: Tensor, damp_percent: float) -> Tensor:
 
     Row k of U says how much the columns behind k have to change for an error in column
     k, when those before it are fixed already. An input that was always 0 says nothing:
-    its column is cut off from the others, which rounds it plainly.
+    it counts in no mean, and its column is cut off from the others, so that it is
+    rounded plainly.
 
     Raises:
         ValueError: if the damped Hessian is not positive definite; says damp_percent.

@@ -1,6 +1,7 @@
 """The GPTQ suite accepts what is right and rejects what others got wrong."""
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -52,6 +53,21 @@ MUTANTS = {
         "errors @ upper[start:end, end:]",
         "errors @ upper[end:, start:end].T",
     ),
+    "blocks hand on to the next block alone": (
+        "_lazy",
+        "weight[:, end:] -= errors @ upper[start:end, end:]",
+        "weight[:, end : end + block] -= errors @ upper[start:end, end : end + block]",
+    ),
+    "the first block alone hands on": (
+        "_lazy",
+        "errors @ upper[start:end, end:]",
+        "errors @ upper[start:end, end:] * (start == 0)",
+    ),
+    "more than eight outputs aren't corrected": (
+        "_columns",
+        "weight[:, k:end] -= torch.outer(error, upper[k, k:end])",
+        "weight[:8, k:end] -= torch.outer(error, upper[k, k:end])[:8]",
+    ),
     "groups begin inside blocks": (
         "_lazy",
         "block = size if size >= _LAZY else size * (_LAZY // size)",
@@ -71,6 +87,40 @@ MUTANTS = {
         "_factor",
         "diagonal.sum() / max(1, int((~dead).sum()))",
         "diagonal.max()",
+    ),
+    "damping with a constant": (
+        "_factor",
+        "diagonal += damping",
+        "diagonal += damping + 1e-8",
+    ),
+    "small inputs taken for dead": ("_factor", "diagonal == 0", "diagonal < 1e-5"),
+    "the factor in float64": (
+        "_factor",
+        "hessian.float().clone()",
+        "hessian.double().clone()",
+    ),
+    "the message says 0.01": ("_damped", "damp_percent {damp_percent}", "0.01"),
+    "a Hessian without an inverse ends otherwise": (
+        "_damped",
+        "    lower, failed = torch.linalg.cholesky_ex(hessian)\n",
+        "    inverse, failed = torch.linalg.inv(hessian), False\n",
+        "        inverse = torch.cholesky_inverse(lower)\n",
+        "",
+    ),
+    "dead inputs count in the mean": (
+        "_dead",
+        "diagonal.sum() / max(1, int((~dead).sum()))",
+        "diagonal.mean()",
+    ),
+    "dead inputs raise the mean": (
+        "_dead",
+        "    damping = damp",
+        "    diagonal[dead] = 1\n    damping = damp",
+    ),
+    "a division by no inputs": (
+        "_dead",
+        "diagonal.sum() / max(1, int((~dead).sum()))",
+        "float(diagonal.sum()) / int((~dead).sum())",
     ),
     "dead inputs make it fail": ("_dead", "    diagonal[dead] = 1\n", ""),
     "the factor of H, not of its inverse": (
@@ -101,6 +151,24 @@ MUTANTS = {
         "weight, upper",
     ),
     "groups across the file's order": ("_act_order", "groups[back]", "groups"),
+    "groups sorted once more": ("_act_order", "groups[back]", "groups[order]"),
+    "act order is symmetric": (
+        "_act_order",
+        "[:, order], upper, config)",
+        "[:, order], upper, GPTQConfig(config.group_size) if config.desc_act else "
+        "config)",
+    ),
+    "act order is damped as by default": (
+        "_act_order",
+        "[order][:, order], config.damp_percent)",
+        "[order][:, order], 0.01 if config.desc_act else config.damp_percent)",
+    ),
+    "the weights of dead inputs are 0": (
+        "_columns",
+        "    levels, scales, zeros = _quantize_columns(weight.float()[:, order], upper",
+        "    weight = torch.where(hessian.diagonal() == 0, 0, weight)\n"
+        "    levels, scales, zeros = _quantize_columns(weight.float()[:, order], upper",
+    ),
     "act order from the smallest": (
         "_act_order",
         "descending=True",
@@ -174,6 +242,27 @@ MUTANTS = {
         "high = torch.maximum(-low, high)",
         "high = torch.maximum(-low, high).max().expand(len(low))",
     ),
+    "rounding of whole layers alone": (
+        "_rounding",
+        "weight.float().reshape",
+        "weight.float().view",
+    ),
+    "rounding changes the weight": (
+        "_rounding",
+        "    return Quantized(\n        levels.view",
+        "    weight.copy_(levels.view(N, K))\n"
+        "    return Quantized(\n        levels.view",
+    ),
+    "rounding in float16": (
+        "_rounding_of_bfloat16",
+        "rows = weight.float().reshape",
+        "rows = (weight.float() if weight.dtype == torch.bfloat16 else weight).reshape",
+    ),
+    "rounding what can't be packed": (
+        "_rounding_refuses",
+        "    check_sizes(N, K, config)\n    rows",
+        "    if K % config.size(K):\n        check_sizes(N, K, config)\n    rows",
+    ),
     "rounding in bfloat16": (
         "_rounding_of_bfloat16",
         "rows = weight.float().reshape",
@@ -215,6 +304,21 @@ MUTANTS = {
         "_symmetric_grid",
         "high = torch.maximum(-low, high)",
         "high = high",
+    ),
+    "symmetric about the least": (
+        "_symmetric_grid",
+        "high = torch.maximum(-low, high)",
+        "high = -low",
+    ),
+    "another scale for a row of zeros": (
+        "_grid_is_stored",
+        "torch.where(scale == 0, 1.0, scale)",
+        "scale.clamp(min=6e-8)",
+    ),
+    "a row of zeros spoils the others": (
+        "_grid_is_stored",
+        "torch.where(scale == 0, 1.0, scale)",
+        "torch.ones_like(scale) if bool((scale == 0).any()) else scale",
     ),
     "a scale of zero": (
         "_grid_is_stored",
@@ -358,7 +462,8 @@ def trace_columns(first=0.6, divide=True, feed=True, last=True):
 
 
 def regroup(tensors, sort=True, repack=True, back=False, copies=True):
-    order = tensors["g_idx"].argsort(stable=True) if sort else torch.arange(16)
+    K = len(tensors["g_idx"])
+    order = tensors["g_idx"].argsort(stable=True) if sort else torch.arange(K)
     levels = gptq.unpack_levels(tensors["qweight"])
     levels = levels[order.argsort() if back else order]
     new = dict(tensors) if copies else tensors
@@ -366,6 +471,21 @@ def regroup(tensors, sort=True, repack=True, back=False, copies=True):
         new["qweight"] = gptq.pack_levels(levels)
     new["g_idx"] = tensors["g_idx"][order]
     return new, order
+
+
+def relabelled(tensors):
+    """Groups in the order of their first inputs, under new numbers."""
+    g_idx, G = tensors["g_idx"].tolist(), len(tensors["scales"])
+    seen = list(dict.fromkeys([*g_idx, *range(G)]))
+    groups = torch.tensor([seen.index(g) for g in g_idx], dtype=torch.int32)
+    order = groups.argsort(stable=True)
+    zeros = gptq.unpack_levels(tensors["qzeros"].T.contiguous())[:, seen]
+    return {
+        "qweight": gptq.pack_levels(gptq.unpack_levels(tensors["qweight"])[order]),
+        "qzeros": gptq.pack_levels(zeros).T.contiguous(),
+        "scales": tensors["scales"][seen],
+        "g_idx": groups[order],
+    }, order
 
 
 def choose_bits(layers, budget, per_byte=True, groups=True, refuse=True):
@@ -412,7 +532,7 @@ def greedy_bits(layers, budget):
 @pytest.mark.parametrize(
     "name, answer",
     [("trace_columns", trace_columns), ("regroup", regroup),
-     ("choose_bits", choose_bits)],
+     ("regroup", relabelled), ("choose_bits", choose_bits)],
 )  # fmt: skip
 def test_a_solution_is_accepted(name, answer, capsys):
     checks.gptq(**{name: answer})
@@ -423,6 +543,54 @@ def two_groups_of_eight(tensors):
     new, order = regroup(tensors)
     new["g_idx"] = (torch.arange(len(order)) // 8).int()
     return new, order
+
+
+def changed(name, change):
+    """`regroup` with another tensor of that name."""
+
+    def wrong(tensors):
+        new, order = regroup(tensors)
+        return {**new, name: change(new[name])}, order
+
+    return wrong
+
+
+def adds_the_order(tensors):
+    tensors["order"] = tensors["g_idx"].argsort()
+    return regroup({name: x for name, x in tensors.items() if name != "order"})
+
+
+def exchanged(layers, budget):
+    """Greedy, then the bits of any two layers in any way that is better."""
+    bits = greedy_bits(layers, budget)
+
+    def error(choice):
+        return sum(x["error"][b] for x, b in zip(layers, choice, strict=True))
+
+    while True:
+        found = [bits]
+        for i, j in product(range(len(layers)), repeat=2):
+            for a, b in product((2, 3, 4, 8), repeat=2):
+                new = list(bits)
+                new[i], new[j] = a, b
+                if sum(map(suite._bytes_of, layers, new)) <= budget:
+                    found.append(new)
+        if error(best := min(found, key=error)) >= error(bits):
+            return bits
+        bits = best
+
+
+def squares(layers, budget):
+    squared = [
+        {**x, "error": {b: error**2 for b, error in x["error"].items()}} for x in layers
+    ]
+    return choose_bits(squared, budget)
+
+
+def all_eight_if_they_fit(layers, budget):
+    if sum(suite._bytes_of(x, 8) for x in layers) <= budget:
+        return [8] * len(layers)
+    return choose_bits(layers, budget)
 
 
 def by_gain(layers, budget, stop=True):
@@ -457,6 +625,7 @@ EXERCISE_MUTANTS = {
         lambda: trace_columns(last=False),
         lambda: None, lambda: {"levels": [9, 9, 8]},
         lambda: {**trace_columns(), "levels": "none"},
+        lambda: {**trace_columns(), "levels": [9, 9, 8, 8]},
         lambda: {**trace_columns(), "levels": [1, 1, 0]},
     ],
     "regroup": [
@@ -464,6 +633,10 @@ EXERCISE_MUTANTS = {
         lambda t: regroup(t, back=True), lambda t: regroup(t, copies=False),
         lambda t: regroup(t)[0], two_groups_of_eight,
         lambda t: (regroup(t)[0], regroup(t)[1].argsort()),
+        changed("g_idx", lambda g: g.long()),
+        changed("g_idx", lambda g: g.unique(return_inverse=True)[1].int()),
+        changed("scales", lambda scales: scales.float()),
+        changed("scales", lambda scales: scales.flip(0)), adds_the_order,
     ],
     "choose_bits": [
         lambda x, b: [4] * len(x), lambda x, b: [2] * len(x),
@@ -472,7 +645,8 @@ EXERCISE_MUTANTS = {
         lambda x, b: choose_bits(x, b, refuse=False) if b > 0 else None,
         lambda x, b: tuple(choose_bits(x, b)),
         lambda x, b: [16] * len(x),
-        by_gain, partial(by_gain, stop=False),
+        by_gain, partial(by_gain, stop=False), greedy_bits, exchanged, squares,
+        all_eight_if_they_fit,
     ],
 }  # fmt: skip
 
