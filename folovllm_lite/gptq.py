@@ -73,7 +73,7 @@ class GPTQConfig:
         damp_percent: share of the Hessian's mean diagonal that is added to it.
         checkpoint_format: "gptq" stores each zero point minus one, "gptq_v2" as it is.
             None is "gptq" where `sym`, which every reader knows, else "gptq_v2":
-            a zero point of 0 can't be told from 16 in "gptq".
+            "gptq" has no place for a zero point of 0.
         bits: 4.
 
     Raises:
@@ -255,8 +255,7 @@ def check_sizes(N: int, K: int, config: GPTQConfig) -> None:
 def round_to_nearest(weight: Tensor, config: GPTQConfig) -> Quantized:
     """Plain rounding of a weight [N, K]: each to the nearest level of its group.
 
-    The weight may have any float dtype and strides, and stays as it is; sizes that
-    don't fit are a ValueError.
+    The weight, of any float dtype and strides, stays. ValueError: sizes that don't fit.
     """
     N, K = weight.shape
     check_sizes(N, K, config)
@@ -310,8 +309,7 @@ def inverse_factor(hessian: Tensor, damp_percent: float) -> Tensor:
 
     Row k of U says how much the columns behind k have to change for an error in column
     k, when those before it are fixed already. An input that was always 0 says nothing:
-    it counts in no mean, and its column is cut off from the others, so that it is
-    rounded plainly.
+    it counts in no mean, and its column is cut off from the others: plain rounding.
 
     Raises:
         ValueError: if the damped Hessian is not positive definite; says damp_percent.
@@ -452,7 +450,7 @@ def unpack(tensors: dict[str, Tensor], config: GPTQConfig) -> Quantized:
     return Quantized(
         unpack_levels(tensors["qweight"]).T.contiguous(),
         tensors["scales"].T.contiguous(),
-        # In v1 a stored 15 can only be a zero point of 0: adding 1 goes round.
+        # In "gptq" a stored 15 can only be a zero point of 0: adding 1 goes round.
         (zeros + config.zero_offset) % LEVELS,
         tensors["g_idx"],
     )
