@@ -321,7 +321,7 @@ def expect_error(given: str, call: Callable[[], Any], error: type, *named: str) 
 
 def _names(message: str, value: str) -> bool:
     """Whether the message holds the value, and not only as a part of a number."""
-    before = r"(?<![\d.])" if value[:1].isdigit() else ""
+    before = r"(?<!\d)(?<!\d\.)" if value[:1].isdigit() else ""
     after = r"(?!\d|\.\d)" if value[-1:].isdigit() else ""
     return re.search(before + re.escape(value) + after, message) is not None
 

@@ -97,18 +97,27 @@ def _no_new_names(p: SimpleNamespace) -> None:
 )
 def _completions_stay(p: SimpleNamespace) -> None:
     """An output that was handed out stays as it was while its completion grows."""
-    live = p.CompletionOutput(0, "go", [9], -0.5, [{9: p.Logprob(-0.5)}])
-    handed_out = _output(p, live)
-    live.token_ids.append(5)
-    live.text += " on"
-    live.logprobs.append({5: p.Logprob(-0.5)})
-    live.finish_reason = "length"
-    kept = handed_out.outputs[0]
-    given = "token 5 and text ' on' come after output [9], 'go' was handed out:"
-    expect(f"{given} its token_ids", kept.token_ids, [9])
-    expect(f"{given} its text", kept.text, "go")
-    expect(f"{given} its finish_reason", kept.finish_reason, None)
-    expect(f"{given} how many logprobs", len(kept.logprobs), 1)
+    for tokens in ([9], []):
+        # Two completions, and the lists that the engine holds besides them.
+        held = [list(tokens), list(tokens)]
+        scores = [[{9: p.Logprob(-0.5)} for _ in tokens] for _ in held]
+        live = [p.CompletionOutput(i, "go", held[i], -0.5, scores[i]) for i in range(2)]
+        handed_out = _output(p, *live)
+        for i, kept in enumerate(handed_out.outputs):
+            held[i].append(5)
+            scores[i].append({5: p.Logprob(-0.5)})
+            live[i].text += " on"
+            live[i].finish_reason = "length"
+            given = f"token 5 and text ' on' come after output {tokens}, 'go' was "
+            given += f"handed out: completion {i}'s"
+            expect(f"{given} token_ids", kept.token_ids, tokens)
+            expect(f"{given} text", kept.text, "go")
+            expect(f"{given} finish_reason", kept.finish_reason, None)
+            expect(f"{given} number of logprobs", len(kept.logprobs), len(tokens))
+            grown = [*tokens, 5]
+            given = f"token 5 comes after output {tokens}: the engine's completion {i}"
+            expect(f"{given}, token_ids", live[i].token_ids, grown)
+            expect(f"{given}, number of logprobs", len(live[i].logprobs), len(grown))
 
 
 @_SUITE.property(
@@ -117,15 +126,18 @@ def _completions_stay(p: SimpleNamespace) -> None:
 def _rest_stays(p: SimpleNamespace) -> None:
     """The same holds for the list of completions and the prompt's lists."""
     completions, prompt = [p.CompletionOutput(0, "", [])], [7, 8]
-    scores = [None]
-    kept = p.RequestOutput("r", None, prompt, completions, False, None, scores)
+    for scores in ([None], []):
+        kept = p.RequestOutput("r", None, prompt, completions, False, None, scores)
+        before = list(scores)
+        scores.append({})
+        given = f"prompt_logprobs {before}, changed after the output was handed out"
+        expect(f"{given}: prompt_logprobs", kept.prompt_logprobs, before)
+    kept = p.RequestOutput("r", None, prompt, completions, False)
     completions.append(p.CompletionOutput(1, "", []))
     prompt.append(1)
-    scores.append({})
     given = "changed after the output was handed out:"
     expect(f"{given} how many completions", len(kept.outputs), 1)
     expect(f"{given} prompt_token_ids", kept.prompt_token_ids, [7, 8])
-    expect(f"{given} prompt_logprobs", kept.prompt_logprobs, [None])
 
 
 @_SUITE.property(
@@ -160,9 +172,12 @@ def _optional(p: SimpleNamespace) -> None:
     given = "without metrics, prompt_logprobs, logprobs"
     got = [made.prompt, made.metrics, made.prompt_logprobs, made.outputs[0].logprobs]
     expect(f"{given}: these three, after the prompt", got, [None] * 4)
-    completion = p.CompletionOutput(3, "go", [9], -0.5, [], "stop", "o")
-    made = _output(p, completion, metrics=p.RequestMetrics(5.0), prompt_logprobs=[])
-    expect("the completion inside equals the one given", made.outputs, [completion])
+    for reason in (9, "o"):
+        completion = p.CompletionOutput(3, "go", [9], -0.5, [], "stop", reason)
+        times = p.RequestMetrics(5.0)
+        made = _output(p, completion, metrics=times, prompt_logprobs=[])
+        given = f"the completion inside equals the one given, stop_reason {reason!r}"
+        expect(given, made.outputs, [completion])
     expect("metrics.arrival_time=5.0", made.metrics.arrival_time, 5.0)
     expect("logprobs=[]", made.outputs[0].logprobs, [])
     expect("prompt_logprobs=[]", made.prompt_logprobs, [])
@@ -225,6 +240,12 @@ def _deltas_one(p: SimpleNamespace) -> None:
         [("abc", [1, 2, 3, 4], None)],  # two tokens in one step
         [("abc", [1, 2, 3, 4], "abort")],  # nothing new, but that it ended
     )
+    again = _stream(
+        p,
+        [("go", [1, 2], None)],
+        [("go go", [1, 2, 2, 1], None)],  # the same once more
+        [("go go og \n", [1, 2, 2, 1, 1], "stop")],
+    )
     wanted = (
         [("a", [1], None)],
         [("", [2], None)],
@@ -238,6 +259,17 @@ def _deltas_one(p: SimpleNamespace) -> None:
         expect(f"{given}: delta {number}", _news(each), right)
     ends = [each.finished for each in got]
     expect(f"{given}: finished", ends, [False, False, False, True])
+    for number, (each, right) in enumerate(
+        zip(
+            p.deltas(again),
+            (("go", [1, 2], None), (" go", [2, 1], None), (" og \n", [1], "stop")),
+            strict=True,
+        ),
+        1,
+    ):
+        given = "outputs 'go' [1, 2], 'go go' [1, 2, 2, 1], 'go go og \\n'"
+        expect(f"{given} [1, 2, 2, 1, 1]: delta {number}", _news(each), [right])
+    expect("no outputs: how many deltas", len(list(p.deltas([]))), 0)
 
 
 @_SUITE.property("deltas", hint="how long was *this* completion before?")
@@ -255,6 +287,8 @@ def _deltas_two(p: SimpleNamespace) -> None:
     expect(f"{given} 2", _news(got[1]), [("c", [2], None), ("xyz", [5], "length")])
     expect(f"{given} 3", _news(got[2]), [("", [0], "stop"), ("", [], "length")])
     expect(f"{given} 3: indices", [c.index for c in got[2].outputs], [0, 1])
+    ends = [each.finished for each in got]
+    expect(f"{given} 1 to 3: finished", ends, [False, False, True])
 
 
 @_SUITE.property(
@@ -279,13 +313,17 @@ def _deltas_logprobs(p: SimpleNamespace) -> None:
     """The logprobs are cut like the tokens; all other fields stay what they are."""
     first, second = {1: p.Logprob(-0.5)}, {2: p.Logprob(-1.5)}
     ended = p.CompletionOutput(0, "ab", [1, 2], -2.0, [first, second], "stop", 2)
+    rest = {"metrics": p.RequestMetrics(5.0), "prompt_logprobs": [None]}
     stream = [
-        _output(p, p.CompletionOutput(0, "a", [1], -0.5, [first])),
-        _output(p, ended, metrics=p.RequestMetrics(5.0), prompt_logprobs=[None]),
+        _output(p, p.CompletionOutput(0, "a", [1], -0.5, [first]), **rest),
+        _output(p, ended, **rest),
     ]
-    last = list(p.deltas(stream))[-1]
+    both = list(p.deltas(stream))
+    last = both[-1]
     given = "tokens 1 and 2 with logprobs -0.5 and -1.5, the last delta:"
     expect(f"{given} logprobs", last.outputs[0].logprobs, [second])
+    got = list(p.deltas(stream[1:]))[0].outputs[0].logprobs
+    expect("both tokens in one output: logprobs", got, [first, second])
     told = p.CompletionOutput(0, "abcd", [1, 2], -2.0, [first, second])
     silent = p.CompletionOutput(0, "", [1], -0.5, [first])  # half a character
     got = list(p.deltas([_output(p, silent), _output(p, told)]))[-1]
@@ -296,10 +334,13 @@ def _deltas_logprobs(p: SimpleNamespace) -> None:
     expect("two outputs whose logprobs are None: logprobs", got, [None, None])
     for name, wanted in (("cumulative_logprob", -2.0), ("stop_reason", 2)):
         expect(f"{given} {name}", getattr(last.outputs[0], name), wanted)
-    got = [last.request_id, last.prompt, last.prompt_token_ids]
-    expect(f"{given} request_id, prompt, prompt_token_ids", got, ["r", "ab", [7, 8]])
-    expect(f"{given} metrics", last.metrics, p.RequestMetrics(5.0))
-    expect(f"{given} prompt_logprobs", last.prompt_logprobs, [None])
+    for number, each in enumerate(both, 1):
+        given = f"tokens 1 and 2, delta {number}:"
+        got = [each.request_id, each.prompt, each.prompt_token_ids]
+        wanted = ["r", "ab", [7, 8]]
+        expect(f"{given} request_id, prompt, prompt_token_ids", got, wanted)
+        expect(f"{given} metrics", each.metrics, rest["metrics"])
+        expect(f"{given} prompt_logprobs", each.prompt_logprobs, [None])
 
 
 @_SUITE.property(
@@ -312,6 +353,12 @@ def _deltas_leave(p: SimpleNamespace) -> None:
     given = "outputs 'a' [1] and 'ab' [1, 2], afterwards"
     got = [_news(each) for each in stream]
     expect(given, got, [[("a", [1], None)], [("ab", [1, 2], "stop")]])
+    scores = [{1: p.Logprob(-0.5)}, {2: p.Logprob(-1.5)}]
+    made = [p.CompletionOutput(0, "ab"[:n], [1, 2][:n], 0, scores[:n]) for n in (1, 2)]
+    stream = [_output(p, each) for each in made]
+    list(p.deltas(stream))
+    got = [len(each.outputs[0].logprobs) for each in stream]
+    expect(f"{given}: numbers of logprobs", got, [1, 2])
 
 
 @_SUITE.property("deltas", hint="yield inside the loop; a list would wait for the end")

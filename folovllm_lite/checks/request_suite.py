@@ -51,6 +51,35 @@ def _set(sequence: Any, name: str) -> None:
     sequence.status = type(sequence.status)[name]
 
 
+def _used(p: SimpleNamespace, status: str) -> Any:
+    """A sequence in that status, with no field left as it began."""
+    sequence = _sequence(p, (8, 7, 8), (9, 5, 9), (6, 3))
+    sequence.sampling_params = SamplingParams(n=3, seed=7, max_tokens=9)
+    sequence.num_computed, sequence.order, sequence.width = 5, (1, 4, 0), 2
+    sequence.cache_salt = b"salt"
+    _set(sequence, status)
+    return sequence
+
+
+def _facts(sequence: Any) -> dict[str, Any]:
+    """All that a sequence says of itself, in lists that no sequence holds."""
+    names = ("seq_id", "request_id", "num_computed", "order", "width", "cache_salt")
+    asked = vars(sequence.sampling_params).items()
+    return {
+        "prompt": list(sequence.data.prompt_token_ids),
+        "output": list(sequence.data.output_token_ids),
+        "status": sequence.status.name,
+        "block_ids": list(sequence.block_ids),
+        **{name: getattr(sequence, name) for name in names},
+        **{f"sampling_params.{name}": value for name, value in asked},
+    }
+
+
+def _expect_facts(given: str, sequence: Any, wanted: dict[str, Any]) -> None:
+    for name, value in _facts(sequence).items():
+        expect(f"{given}: {name}", value, wanted[name])
+
+
 def _request(p: SimpleNamespace, *statuses: str, prompt=(7, 8)) -> Any:
     """A request "r" of as many sequences as statuses are given, in those."""
     params = SamplingParams(n=len(statuses) or 1)
@@ -87,10 +116,16 @@ def _finished(p: SimpleNamespace) -> None:
 )
 def _lengths(p: SimpleNamespace) -> None:
     """SequenceData counts prompt and output apart and together."""
-    for prompt, output in (([7], []), ([7, 8], [9]), ([7], [9, 9, 9])):
+    for prompt, output in (([7], []), ([7, 8], [9]), ([7], [9, 9, 9, 5, 9])):
         data = p.SequenceData(list(prompt))
-        for token in output:
+        # A row of the sampler holds this list, and has to see what is added.
+        held = data.output_token_ids
+        for count, token in enumerate(output, 1):
             data.add_token_id(token)
+            got = (len(held), data.get_output_len(), len(data.get_token_ids()))
+            given = f"prompt {prompt}, {output[:count]} added: length of "
+            given += "output_token_ids as it was held before, get_output_len, all"
+            expect(given, got, (count, count, len(prompt) + count))
         given = f"prompt {prompt}, {output} added"
         got = (data.get_prompt_len(), data.get_output_len(), data.get_len())
         expect(
@@ -100,7 +135,12 @@ def _lengths(p: SimpleNamespace) -> None:
         )
         expect(f"{given}: get_token_ids()", data.get_token_ids(), prompt + output)
         expect(f"{given}: prompt_token_ids", data.prompt_token_ids, prompt)
-    expect("a second one, prompt [7]", p.SequenceData([7]).get_token_ids(), [7])
+        second = p.SequenceData([7]).get_token_ids()
+        expect(f"{given}: a second one, prompt [7]", second, [7])
+        held.clear()
+        got = (data.get_output_len(), data.get_len(), data.get_last_token_id())
+        given += ", output_token_ids cleared: get_output_len, get_len, last token"
+        expect(given, got, (0, len(prompt), prompt[-1]))
 
 
 @_SUITE.property("SequenceData", hint="which list is empty before the first step?")
@@ -110,6 +150,8 @@ def _last(p: SimpleNamespace) -> None:
     expect("prompt [7, 8], no output", data.get_last_token_id(), 8)
     data.add_token_id(0)
     expect("prompt [7, 8], output [0]", data.get_last_token_id(), 0)
+    data.add_token_id(5)
+    expect("prompt [7, 8], output [0, 5]", data.get_last_token_id(), 5)
 
 
 @_SUITE.property("SequenceData", hint="does extending one of the lists make a new one?")
@@ -224,15 +266,13 @@ def _allowed(p: SimpleNamespace) -> None:
     """move_to goes along every arrow of the table."""
     for start, ends in _ARROWS.items():
         for end in sorted(ends):
-            sequence = _sequence(p)
-            _set(sequence, start)
-            sequence.block_ids, sequence.num_computed = [5, 6], 2
+            sequence = _used(p, start)
+            before = _facts(sequence)
             sequence.move_to(type(sequence.status)[end])
             expect(f"from {start} to {end}: status", sequence.status.name, end)
             # Who gave the blocks takes them back, and needs their numbers for it.
-            kept = [sequence.block_ids, sequence.num_computed]
-            given = f"blocks [5, 6], 2 computed, from {start} to {end}: both"
-            expect(given, kept, [[5, 6], 2])
+            given = f"from {start} to {end}, what isn't the status stays"
+            _expect_facts(given, sequence, {**before, "status": end})
 
 
 @_SUITE.property(
@@ -249,37 +289,26 @@ def _refused(p: SimpleNamespace) -> None:
     for start, end in pairs:
         if end in _ARROWS.get(start, ()):
             continue
-        sequence = _sequence(p)
-        _set(sequence, start)
+        sequence = _used(p, start)
+        before = _facts(sequence)
         to = type(sequence.status)[end]
         given = f"from {start} to {end}"
         expect_error(
             given, lambda s=sequence, e=to: s.move_to(e), ValueError, start, end
         )
-        expect(f"{given}, refused: status", sequence.status.name, start)
+        _expect_facts(f"{given}, refused", sequence, before)
 
 
 @_SUITE.property("Sequence", hint="everything but the name is the same at that moment")
 def _fork_past(p: SimpleNamespace) -> None:
     """A fork has a new id, and the tokens, blocks, status and parameters of before."""
-    parent = _sequence(p, output=[9], blocks=[3])
-    _set(parent, "RUNNING")
-    parent.num_computed = 2
-    parent.order, parent.width, parent.cache_salt = (1, 4, 0), 2, b"salt"
-    parent.sampling_params = SamplingParams(n=3)
-    child = parent.fork("s-1")
-    expect("fork('s-1'): seq_id", child.seq_id, "s-1")
-    expect("fork('s-1'): seq_id of its parent", parent.seq_id, "r-0")
-    expect("fork('s-1'): request_id", child.request_id, "r")
-    expect("prompt [7, 8], output [9]: tokens", child.get_token_ids(), [7, 8, 9])
-    expect("... of which generated", child.get_output_len(), 1)
-    expect("block 3: block_ids", child.block_ids, [3])
-    expect("RUNNING: status", child.status.name, "RUNNING")
-    expect("num_computed 2: num_computed", child.num_computed, 2)
-    expect("order (1, 4, 0): order", child.order, (1, 4, 0))
-    expect("width 2: width", child.width, 2)
-    expect("cache_salt b'salt': cache_salt", child.cache_salt, b"salt")
-    expect("n=3: sampling_params.n", child.sampling_params.n, 3)
+    for status in ("RUNNING", *_STATUSES):
+        parent = _used(p, status)
+        before = _facts(parent)
+        child = parent.fork("s-1")
+        given = f"a sequence 'r-0' of request 'r' is {status}"
+        _expect_facts(f"{given}: fork('s-1')", child, {**before, "seq_id": "s-1"})
+        _expect_facts(f"{given}, after fork('s-1')", parent, before)
 
 
 @_SUITE.property(
@@ -294,16 +323,18 @@ def _fork_future(p: SimpleNamespace) -> None:
         sequence.block_ids.append(4)
         _set(sequence, "FINISHED_STOPPED")
 
-    for changed in ("fork", "parent"):
-        parent = _sequence(p, output=[9], blocks=[3])
-        child = parent.fork("r-1")
-        change(child if changed == "fork" else parent)
-        other = parent if changed == "fork" else child
-        given = f"the {changed} is changed, the other one's"
-        expect(f"{given} output", other.data.output_token_ids, [9])
-        expect(f"{given} block_ids", other.block_ids, [3])
-        expect(f"{given} prompt", other.data.prompt_token_ids, [7, 8])
-        expect(f"{given} status", other.status.name, "WAITING")
+    for output, blocks in (([9], [3]), ([], [])):
+        for at, changed in enumerate(("first fork", "second fork", "parent")):
+            parent = _sequence(p, output=output, blocks=blocks)
+            each = [parent.fork("r-1"), parent.fork("r-2"), parent]
+            change(each.pop(at))
+            for other in each:
+                given = f"output {output}, blocks {blocks}, two forks; the {changed} is"
+                given += f" changed, {other.seq_id}'s"
+                expect(f"{given} output", other.data.output_token_ids, output)
+                expect(f"{given} block_ids", other.block_ids, blocks)
+                expect(f"{given} prompt", other.data.prompt_token_ids, [7, 8])
+                expect(f"{given} status", other.status.name, "WAITING")
 
 
 # ----- a request
@@ -316,6 +347,8 @@ def _children(p: SimpleNamespace) -> None:
         asked = SamplingParams(**params)
         made = p.Request("ab", "go", [7, 8], asked)
         expect("request 'ab', prompt 'go': prompt", made.prompt, "go")
+        silent = p.Request("ab", None, [7, 8], asked)
+        expect("request 'ab', prompt None: prompt", silent.prompt, None)
         wanted = [f"ab-{i}" for i in range(count)]
         seqs = made.get_seqs()
         expect(f"request 'ab', {params}: seq_ids", [s.seq_id for s in seqs], wanted)
@@ -353,10 +386,15 @@ def _given_sequences(p: SimpleNamespace) -> None:
     (one,) = p.Request("r", None, [7], SamplingParams()).get_seqs()
     one.add_token_id(9)
     params = SamplingParams(n=2)
-    made = p.Request("r", None, [7], params, sequences={"r-0": one})
+    prompt = [7]
+    made = p.Request("r", None, prompt, params, sequences={"r-0": one})
     given = "n=2, one sequence with prompt [7] and output [9] handed in"
     got = [seq.get_token_ids() for seq in made.get_seqs()]
     expect(f"{given}: tokens of its sequences", got, [[7, 9]])
+    expect(f"{given}: is it the same one", made.get_seqs()[0] is one, True)
+    prompt.append(8)
+    given += ", 8 appended to the caller's prompt"
+    expect(f"{given}: prompt of the request", made.prompt_token_ids, [7])
 
 
 @_SUITE.property("Request", hint="None asks for all of them")
@@ -375,6 +413,9 @@ def _get_seqs(p: SimpleNamespace) -> None:
         expect(given, [s.seq_id for s in made.get_seqs(status)], wanted)
         given = f"RUNNING, FINISHED_STOPPED, RUNNING: get_num_seqs({name})"
         expect(given, made.get_num_seqs(status), len(wanted))
+    _set(made.get_seqs()[0], "WAITING")
+    got = [s.seq_id for s in made.get_seqs(enum["RUNNING"])]
+    expect("the same, r-0 becomes WAITING: get_seqs(RUNNING)", got, ["r-2"])
 
 
 @_SUITE.property(
@@ -386,8 +427,9 @@ def _arrival(p: SimpleNamespace) -> None:
     made = _request(p)
     if not before <= made.arrival_time <= time.time():
         fail("arrival_time", "another time than now", "the time at which it is made")
-    made = p.Request("r", None, [7], SamplingParams(), arrival_time=5.0)
-    expect("arrival_time=5.0", made.arrival_time, 5.0)
+    for told in (5.0, 0.0):
+        made = p.Request("r", None, [7], SamplingParams(), arrival_time=told)
+        expect(f"arrival_time={told}", made.arrival_time, told)
 
 
 @_SUITE.property("Request", hint="None is no salt; is an empty one?")
@@ -398,9 +440,12 @@ def _salts(p: SimpleNamespace) -> None:
         made = p.Request("r", None, [7], SamplingParams(n=2), cache_salt=salt)
         return [sequence.cache_salt for sequence in made.get_seqs()]
 
-    given = (None, "a", "b", "", "customer-1", "customer-2", "\ud83d")
+    given = (None, "a", "b", "", "A", " a", "customer-1", "customer-2", "\ud83d",
+             "\udfff", "?")  # fmt: skip
     for salt in given:
         one, two = salts(salt)
+        kind = type(one).__name__
+        expect(f"cache_salt={salt!r}: type of r-0's cache_salt", kind, "bytes")
         expect(f"cache_salt={salt!r}: r-0 and r-1 have the same", one == two, True)
         expect(f"cache_salt={salt!r}, a second time: the same", salts(salt)[0], one)
     for one, two in combinations(given, 2):
@@ -433,6 +478,33 @@ _ENDED = (
 )
 
 
+# The order of the rule once more, by hand.
+_SPEAKS = {
+    "RUNNING": "RUNNING",
+    "SWAPPED": "SWAPPED",
+    "WAITING": "WAITING",
+    "FINISHED_ABORTED": "FINISHED_ABORTED",
+    "FINISHED_IGNORED": "FINISHED_LENGTH_CAPPED",
+    "FINISHED_LENGTH_CAPPED": "FINISHED_LENGTH_CAPPED",
+    "FINISHED_STOPPED": "FINISHED_STOPPED",
+}
+_ALL = [
+    (parts, next(whole for part, whole in _SPEAKS.items() if part in parts))
+    for count in (1, 2, 3)
+    for parts in product(_SPEAKS, repeat=count)
+]
+# A request of two: who moves, to which status, and what the whole is in then.
+_LIFE = (
+    (0, "RUNNING", "RUNNING"),
+    (0, "SWAPPED", "SWAPPED"),
+    (1, "RUNNING", "RUNNING"),
+    (1, "FINISHED_STOPPED", "SWAPPED"),
+    (0, "RUNNING", "RUNNING"),
+    (0, "WAITING", "WAITING"),
+    (0, "FINISHED_ABORTED", "FINISHED_ABORTED"),
+)
+
+
 @_SUITE.property(
     "Request", hint="compute it from the sequences each time somebody asks"
 )
@@ -440,15 +512,24 @@ def _status_going_on(p: SimpleNamespace) -> None:
     """While a sequence goes on the request does too: running before swapped before
     waiting.
     """
-    for statuses, wanted in _GOING_ON:
+    going_on = [each for each in _ALL if not each[1].startswith("FINISHED")]
+    for statuses, wanted in (*_GOING_ON, *going_on):
         got = _request(p, *statuses).status.name
         expect(f"sequences {', '.join(statuses)}: status", got, wanted)
+    made = _request(p, "WAITING", "WAITING")
+    expect("sequences WAITING, WAITING: status", made.status.name, "WAITING")
+    for number, name, wanted in _LIFE:
+        _set(made.get_seqs()[number], name)
+        now = ", ".join(seq.status.name for seq in made.get_seqs())
+        given = f"the same request later, its sequences are {now}: status"
+        expect(given, made.status.name, wanted)
 
 
 @_SUITE.property("Request", hint="which of two endings should the user hear of?")
 def _status_ended(p: SimpleNamespace) -> None:
     """When all have ended: aborted before length-capped (or ignored) before stopped."""
-    for statuses, wanted in _ENDED:
+    ended = [each for each in _ALL if each[1].startswith("FINISHED")]
+    for statuses, wanted in (*_ENDED, *ended):
         got = _request(p, *statuses).status.name
         expect(f"sequences {', '.join(statuses)}: status", got, wanted)
 
@@ -462,6 +543,11 @@ def _request_finished(p: SimpleNamespace) -> None:
         given = f"sequences {', '.join(statuses)}"
         expect(f"{given}: is_finished()", made.is_finished(), finished)
         expect(f"{given}: status.is_finished()", made.status.is_finished(), finished)
+    made = _request(p, "WAITING", "WAITING")
+    for number, name, wanted in _LIFE:
+        _set(made.get_seqs()[number], name)
+        given = f"the same request later, r-{number} becomes {name}: is_finished()"
+        expect(given, made.is_finished(), wanted.startswith("FINISHED"))
 
 
 # ----- the exercises of notebook 04
@@ -525,12 +611,13 @@ def _known_to_rewind(p: SimpleNamespace) -> SimpleNamespace:
 def _rewind_tokens(p: SimpleNamespace) -> None:
     """A rewound sequence keeps the prompt and the first `keep` generated tokens."""
     p = _known_to_rewind(p)
-    for keep, wanted in ((1, [9]), (2, [9, 5]), (0, [])):
-        parent = _sequence(p, output=[9, 5])
+    for output, keep in (([9, 5], 1), ([9, 5], 2), ([9, 5], 0), ([], 0),
+                         ([9, 5, 9, 6], 3)):  # fmt: skip
+        parent = _sequence(p, output=output)
         made = p.rewind(parent, "r-9", keep)
-        given = f"prompt [7, 8], output [9, 5], keep {keep}"
+        given = f"prompt [7, 8], output {output}, keep {keep}"
         expect(f"{given}: prompt", made.data.prompt_token_ids, [7, 8])
-        expect(f"{given}: output", made.data.output_token_ids, wanted)
+        expect(f"{given}: output", made.data.output_token_ids, output[:keep])
         expect(f"{given}: seq_id", made.seq_id, "r-9")
 
 
@@ -538,15 +625,16 @@ def _rewind_tokens(p: SimpleNamespace) -> None:
 def _rewind_state(p: SimpleNamespace) -> None:
     """Nothing of it has been computed: it waits, holds no blocks, and counts from 0."""
     p = _known_to_rewind(p)
-    for status in ("RUNNING", "FINISHED_STOPPED", "SWAPPED"):
+    for status in ("RUNNING", "FINISHED_STOPPED", "SWAPPED", *_STATUSES):
         parent = _sequence(p, output=[9, 5], blocks=[3])
         _set(parent, status)
         parent.num_computed = 3
-        made = p.rewind(parent, "r-9", 1)
-        given = f"rewind of a sequence that is {status}, block 3, 3 tokens computed"
-        expect(f"{given}: status", made.status.name, "WAITING")
-        expect(f"{given}: block_ids", made.block_ids, [])
-        expect(f"{given}: num_computed", made.num_computed, 0)
+        for made in (p.rewind(parent, "r-8", 1), p.rewind(parent, "r-9", 1)):
+            given = f"rewind of a sequence that is {status}, block 3, 3 tokens computed"
+            expect(f"{given}: status", made.status.name, "WAITING")
+            expect(f"{given}: block_ids", made.block_ids, [])
+            expect(f"{given}: num_computed", made.num_computed, 0)
+            made.block_ids.append(4)  # the next one has a list of its own
 
 
 @_SUITE.property(
@@ -557,15 +645,12 @@ def _rewind_request(p: SimpleNamespace) -> None:
     its order.
     """
     p = _known_to_rewind(p)
-    parent = p.Sequence(
-        "r-0", "r", p.SequenceData([7], [9]), SamplingParams(n=2), cache_salt=b"salt"
-    )
-    parent.order = (1, 4, 0)
-    made = p.rewind(parent, "r-9", 1)
-    expect("request_id 'r': request_id", made.request_id, "r")
-    expect("n=2: sampling_params.n", made.sampling_params.n, 2)
-    expect("cache_salt b'salt': cache_salt", made.cache_salt, b"salt")
-    expect("order (1, 4, 0): order", made.order, (1, 4, 0))
+    parent = _used(p, "RUNNING")
+    made, kept = _facts(p.rewind(parent, "s-9", 1)), _facts(parent)
+    given = "rewind of a sequence of request 'r', new_seq_id 's-9'"
+    for name in ("request_id", "cache_salt", "order", *kept):
+        if name in ("request_id", "cache_salt", "order") or "params" in name:
+            expect(f"{given}: {name}", made[name], kept[name])
 
 
 @_SUITE.property("rewind", hint="will the new one be forked into several?")
@@ -583,17 +668,15 @@ def _rewind_parent(p: SimpleNamespace) -> None:
     p = _known_to_rewind(p)
     parent = _sequence(p, output=[9, 5], blocks=[3])
     _set(parent, "FINISHED_STOPPED")
+    parent.num_computed, parent.width = 3, 2
+    before = _facts(parent)
     for keep in (1, 2):
         made = p.rewind(parent, "r-9", keep)
         made.add_token_id(6)
         made.data.prompt_token_ids.append(6)
         made.block_ids.append(4)
-        given = f"output [9, 5], keep {keep}, then 6 is added to the new one: the old"
-        expect(f"{given} output", parent.data.output_token_ids, [9, 5])
-        expect(f"{given} prompt", parent.data.prompt_token_ids, [7, 8])
-        expect(f"{given} block_ids", parent.block_ids, [3])
-        expect(f"{given} status", parent.status.name, "FINISHED_STOPPED")
-        expect(f"{given} seq_id", parent.seq_id, "r-0")
+        given = f"output [9, 5], keep {keep}, then 6 is added to the new one; the old"
+        _expect_facts(given, parent, before)
 
 
 @_SUITE.property("rewind", hint="a slice never complains: [:-1] and [:99] both work")
@@ -601,8 +684,10 @@ def _rewind_refused(p: SimpleNamespace) -> None:
     """A keep below 0 or above what was generated is a ValueError with both numbers."""
     p = _known_to_rewind(p)
     p.rewind(_sequence(p, output=[9]), "r-9", 1)  # this one is fine
-    for output, keep in (([9], 2), ([], 1), ([9, 5], -1), ([9, 5], 7)):
-        sequence = _sequence(p, output=output)
+    for output, keep in (([9], 2), ([], 1), ([9, 5], -1), ([9, 5], -2), ([9, 5], 7)):
+        sequence = _sequence(p, output=output, blocks=[3])
+        _set(sequence, "RUNNING")
+        before = _facts(sequence)
         expect_error(
             f"output {output}, keep {keep}",
             lambda s=sequence, k=keep: getattr(p.rewind(s, "r-9", k), "data", None),
@@ -610,3 +695,4 @@ def _rewind_refused(p: SimpleNamespace) -> None:
             str(keep),
             str(len(output)),
         )
+        _expect_facts(f"output {output}, keep {keep}, refused", sequence, before)

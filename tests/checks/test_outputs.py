@@ -1,6 +1,8 @@
 """The suite for outputs passes on the package and rejects mistakes."""
 
+import copy
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -156,6 +158,28 @@ def the_engines_is_emptied(self):
         tokens.clear()
 
 
+def only_the_first_is_copied(self):
+    outputs = list(self.outputs)
+    RequestOutput.__post_init__(self)
+    self.outputs[1:] = outputs[1:]
+
+
+def the_engine_gets_the_copy(self):
+    live = list(self.outputs)
+    self.outputs = [dataclasses.replace(each) for each in live]
+    for each in live:
+        each.token_ids = list(each.token_ids)
+        each.logprobs = each.logprobs and list(each.logprobs)
+
+
+def empty_lists_are_shared(self):
+    live, scores = list(self.outputs), self.prompt_logprobs
+    RequestOutput.__post_init__(self)
+    self.prompt_logprobs = self.prompt_logprobs or scores
+    for mine, theirs in zip(self.outputs, live, strict=True):
+        mine.token_ids = mine.token_ids or theirs.token_ids
+
+
 class CutsAtForty(RequestOutput):
     __slots__ = ()
 
@@ -207,7 +231,8 @@ MUTANTS = {
                 nothing_is_copied, only_the_outer_lists, completions_are_shallow,
                 logprobs_are_forgotten, logprobs_are_dropped, metrics_are_shared,
                 the_prompt_is_shared, none_becomes_a_list, empty_becomes_none,
-                the_engines_is_emptied,
+                the_engines_is_emptied, only_the_first_is_copied,
+                the_engine_gets_the_copy, empty_lists_are_shared,
             ],
         ),
         CutsAtForty, CutsTheFiftiethToo, ReprNeedsAText, ReprCutsThePrompt,
@@ -372,11 +397,75 @@ def skips_what_shows_nothing(stream):
             yield each
 
 
+def _cut_by(text, tokens):
+    """`deltas` that finds what is new by the texts and tokens of before."""
+
+    def cut(stream):
+        seen = {}
+        for output in stream:
+            news = []
+            for each in output.outputs:
+                chars, ids = seen.get(each.index, ("", []))
+                seen[each.index] = each.text, list(each.token_ids)
+                more = {"text": text(each.text, chars)}
+                more["token_ids"] = tokens(each.token_ids, ids)
+                if each.logprobs is not None:
+                    more["logprobs"] = each.logprobs[len(ids) :]
+                news.append(dataclasses.replace(each, **more))
+            yield dataclasses.replace(output, outputs=news)
+
+    return cut
+
+
+def _rest(now, before):
+    return now[len(before) :]
+
+
+by_prefix = _cut_by(lambda now, before: now.removeprefix(before), _rest)
+strips_letters = _cut_by(lambda now, before: now.lstrip(before or None), _rest)
+replaces_the_text = _cut_by(
+    lambda now, before: now.replace(before, "") if before else now, _rest
+)
+trims_the_news = _cut_by(lambda now, before: _rest(now, before).strip(), _rest)
+takes_unseen_tokens = _cut_by(
+    _rest, lambda now, before: [each for each in now if each not in before]
+)
+
+
+def needs_a_first_output(stream):
+    stream = iter(stream)
+    first = next(stream)
+    yield from deltas(itertools.chain([first], stream))
+
+
+def tells_the_rest_at_the_end(stream):
+    for each in deltas(stream):
+        rest = {} if each.finished else {"metrics": None, "prompt_logprobs": None}
+        yield dataclasses.replace(each, **rest)
+
+
+def finished_when_one_is(stream):
+    for each in deltas(stream):
+        ended = any(completion.finished() for completion in each.outputs)
+        yield dataclasses.replace(each, finished=ended)
+
+
+def one_logprob_a_delta(stream):
+    for each in deltas(stream):
+        news = [
+            dataclasses.replace(one, logprobs=one.logprobs and one.logprobs[-1:])
+            for one in each.outputs
+        ]
+        yield dataclasses.replace(each, outputs=news)
+
+
 EXERCISE_MUTANTS = [
     whole_outputs, the_last_token, one_length_for_all, cut_in_place, all_logprobs,
     waits_for_the_end, remembers_between_streams, drops_the_finished,
     skips_what_shows_nothing, forgets_the_stop_reason, forgets_the_metrics,
-    cuts_logprobs_like_letters,
+    cuts_logprobs_like_letters, strips_letters, replaces_the_text, trims_the_news,
+    takes_unseen_tokens, needs_a_first_output, tells_the_rest_at_the_end,
+    finished_when_one_is, one_logprob_a_delta,
 ]  # fmt: skip
 
 
@@ -403,9 +492,20 @@ def test_the_mutants_are_what_they_seem(capsys):
     assert "✗" not in capsys.readouterr().out
 
 
-def test_the_solution_passes(capsys):
-    checks.outputs(deltas=deltas)
+@pytest.mark.parametrize("solution", [deltas, by_prefix])
+def test_the_solution_passes(solution, capsys):
+    checks.outputs(deltas=solution)
     assert "properties hold." in capsys.readouterr().out
+
+
+def deep(self):
+    for name in ("prompt_token_ids", "outputs", "metrics", "prompt_logprobs"):
+        setattr(self, name, copy.deepcopy(getattr(self, name)))
+
+
+def test_a_deep_copy_passes_too(capsys):
+    checks.outputs(RequestOutput=_made_from(deep))
+    assert "✗" not in capsys.readouterr().out
 
 
 def test_growing_outputs_keep_their_metrics_apart():

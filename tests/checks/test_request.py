@@ -6,6 +6,7 @@ somebody has made before.
 
 import copy
 import dataclasses
+import functools
 import importlib.util
 import sys
 import time
@@ -68,6 +69,16 @@ class OneOutputListForAll(SequenceData):
 
     def __init__(self, prompt_token_ids, output_token_ids=shared):
         super().__init__(prompt_token_ids, output_token_ids)
+
+
+class AddsToANewList(SequenceData):
+    def add_token_id(self, token_id):
+        self.output_token_ids = [*self.output_token_ids, token_id]
+
+
+class FirstOutputIsLast(SequenceData):
+    def get_last_token_id(self):
+        return (self.output_token_ids[:1] or self.prompt_token_ids)[-1]
 
 
 class SliceForgetsTheOutput(SequenceData):
@@ -171,6 +182,67 @@ class ForkTakesOutputForPrompt(Sequence):
         forked.seq_id = new_seq_id
         forked.data = SequenceData(self.get_token_ids())
         return forked
+
+
+class ForkSharesAnEmptyOutput(Sequence):
+    def fork(self, new_seq_id):
+        forked = copy.deepcopy(self)
+        forked.seq_id = new_seq_id
+        if not self.get_output_len():
+            forked.data.output_token_ids = self.data.output_token_ids
+        return forked
+
+
+class ForkSortsTheBlocks(Sequence):
+    def fork(self, new_seq_id):
+        forked = copy.deepcopy(self)
+        forked.seq_id, forked.block_ids = new_seq_id, sorted(self.block_ids)
+        return forked
+
+
+class ForkNarrowsTheParent(Sequence):
+    def fork(self, new_seq_id):
+        forked = copy.deepcopy(self)
+        forked.seq_id, self.width = new_seq_id, 1
+        return forked
+
+
+class ForkHasParametersOfItsOwn(Sequence):
+    def fork(self, new_seq_id):
+        forked = copy.deepcopy(self)
+        forked.seq_id = new_seq_id
+        forked.sampling_params = SamplingParams(n=self.sampling_params.n)
+        return forked
+
+
+class ForkOfTheFinishedWaits(Sequence):
+    def fork(self, new_seq_id):
+        forked = copy.deepcopy(self)
+        forked.seq_id = new_seq_id
+        if forked.is_finished():
+            forked.status = SequenceStatus.WAITING
+        return forked
+
+
+class ForksOnce(Sequence):
+    def fork(self, new_seq_id):
+        forked = self.__dict__.setdefault("forked", copy.deepcopy(self))
+        forked.seq_id = new_seq_id
+        return forked
+
+
+class PreemptedOutputIsPrompt(Sequence):
+    def move_to(self, status):
+        super().move_to(status)
+        if status is SequenceStatus.WAITING:
+            self.data = SequenceData(self.get_token_ids())
+
+
+class RefusesAndDropsTheBlocks(Sequence):
+    def move_to(self, status):
+        if status not in TRANSITIONS[self.status]:
+            self.block_ids = []
+        super().move_to(status)
 
 
 class MovesAnywhere(Sequence):
@@ -328,6 +400,50 @@ class GetSeqsHidesTheFinished(Request):
         return found if status else [seq for seq in found if not seq.is_finished()]
 
 
+class StatusIsKept(Request):
+    @functools.cached_property
+    def status(self):
+        return super().status
+
+
+class StatusOfTheFirstTwo(Request):
+    @property
+    def status(self):
+        found = {seq.status for seq in self.get_seqs()[:2]}
+        every = module._REQUEST_STATUS.items()
+        return next(whole for part, whole in every if part in found)
+
+
+class FinishedIsKept(Request):
+    def is_finished(self):
+        return self.__dict__.setdefault("finished", super().is_finished())
+
+
+class GetSeqsIsKept(Request):
+    def get_seqs(self, status=None):
+        kept = self.__dict__.setdefault("kept", {})
+        return kept.setdefault(status, super().get_seqs(status))
+
+
+class ArrivesAtZeroIsNow(Request):
+    def __post_init__(self):
+        self.arrival_time = self.arrival_time or time.time()
+        super().__post_init__()
+
+
+class KeepsThePromptBesideGivenSequences(Request):
+    def __post_init__(self):
+        if not self.sequences:
+            super().__post_init__()
+
+
+class SaltsHalfACharacterAlike(Request):
+    def __post_init__(self):
+        if self.cache_salt:
+            self.cache_salt = self.cache_salt.encode("utf-8", "replace").decode()
+        super().__post_init__()
+
+
 @dataclasses.dataclass
 class ArrivesAtImport(Request):
     arrival_time: float = time.time()
@@ -338,6 +454,7 @@ MUTANTS = {
         FirstTokenIsLast, LastTokenZeroIsNone, TokensGrowInThePrompt,
         TokenIdsAreTheList, LengthForgetsThePrompt, OneOutputListForAll,
         SliceForgetsTheOutput, SliceStopsAtTheBorder, SliceWrapsAround,
+        AddsToANewList, FirstOutputIsLast,
     ],
     "Sequence": [
         ShallowFork, ForkCopiesTheDataObject, ForkSharesBlocks, ForkSharesThePrompt,
@@ -345,14 +462,18 @@ MUTANTS = {
         MovesFromFinishedOnlyAreRefused, StayingIsAMove, MovesBeforeItLooks,
         RefusesWithoutSayingWhat, Asserts, ForgetsRecompute, SwappedMayFinish,
         OnlyThePromptIsMissing, DecodingIsAlwaysOne, ZeroScoresNothing,
-        ForkHasComputedNothing,
+        ForkHasComputedNothing, ForkSharesAnEmptyOutput, ForkSortsTheBlocks,
+        ForkNarrowsTheParent, ForkHasParametersOfItsOwn, ForkOfTheFinishedWaits,
+        ForksOnce, PreemptedOutputIsPrompt, RefusesAndDropsTheBlocks,
     ],
     "Request": [
         MakesNOfThem, CountsFromOne, OnePromptForAll, OneDataForAll,
         KeepsTheCallersPrompt, StatusIsAField, StatusOfTheFirst, StatusOfTheBest,
         FinishedWhenOneIs, WaitingBeforeSwapped, GetSeqsIgnoresTheStatus,
         GetSeqsHidesTheFinished, ArrivesAtImport, AnEmptySaltIsNone, TheFirstIsSalted,
-        SaltsByIdentity,
+        SaltsByIdentity, StatusIsKept, StatusOfTheFirstTwo, FinishedIsKept,
+        GetSeqsIsKept, ArrivesAtZeroIsNow, KeepsThePromptBesideGivenSequences,
+        SaltsHalfACharacterAlike,
     ],
 }  # fmt: skip
 
@@ -485,6 +606,53 @@ def rewind_tells_half(seq, new_seq_id, keep):
     return rewind(seq, new_seq_id, keep)
 
 
+def rewind_needs_an_output(seq, new_seq_id, keep):
+    if not seq.get_output_len():
+        raise ValueError(f"{keep} of 0 tokens")
+    return rewind(seq, new_seq_id, keep)
+
+
+def rewind_reads_the_request_from_the_name(seq, new_seq_id, keep):
+    made = rewind(seq, new_seq_id, keep)
+    made.request_id = new_seq_id.rsplit("-", 1)[0]
+    return made
+
+
+def rewind_resets_the_old_one(seq, new_seq_id, keep):
+    made = rewind(seq, new_seq_id, keep)
+    seq.num_computed = 0
+    return made
+
+
+def rewind_cuts_before_it_refuses(seq, new_seq_id, keep):
+    made = seq.get_output_len()
+    del seq.data.output_token_ids[keep:]
+    if not 0 <= keep <= made:
+        raise ValueError(f"{keep} of {made}")
+    return rewind(seq, new_seq_id, keep)
+
+
+def rewind_asks_with_other_parameters(seq, new_seq_id, keep):
+    made = rewind(seq, new_seq_id, keep)
+    made.sampling_params = SamplingParams(n=seq.sampling_params.n)
+    return made
+
+
+def rewind_of_the_ignored_is_refused(seq, new_seq_id, keep):
+    if seq.status is SequenceStatus.FINISHED_IGNORED:
+        raise ValueError(f"{keep} of {seq.get_output_len()}")
+    return rewind(seq, new_seq_id, keep)
+
+
+NO_BLOCKS: list[int] = []
+
+
+def rewind_gives_all_one_list(seq, new_seq_id, keep):
+    made = rewind(seq, new_seq_id, keep)
+    made.block_ids = NO_BLOCKS
+    return made
+
+
 EXERCISE_MUTANTS = {
     "predicted_statuses": [
         nothing_is_refused, the_sequences_own_status, one_answer_short, stops_win,
@@ -495,7 +663,10 @@ EXERCISE_MUTANTS = {
         rewind_forgets_the_salt, rewind_keeps_the_width, rewind_forgets_the_order,
         rewind_in_place,
         rewind_slices_anything, rewind_shares_the_prompt, rewind_counts_the_prompt,
-        rewind_drops_keep, rewind_tells_half,
+        rewind_drops_keep, rewind_tells_half, rewind_needs_an_output,
+        rewind_reads_the_request_from_the_name, rewind_resets_the_old_one,
+        rewind_cuts_before_it_refuses, rewind_asks_with_other_parameters,
+        rewind_of_the_ignored_is_refused, rewind_gives_all_one_list,
     ],
 }  # fmt: skip
 
@@ -516,6 +687,67 @@ def test_the_suite_rejects(name, mutant, capsys):
     out = capsys.readouterr().out
     assert "hint:" in out and "Traceback" not in out
     assert "AttributeError" not in out, "rejected by accident, not for its mistake"
+
+
+class ForksFieldByField(Sequence):
+    def fork(self, new_seq_id):
+        data = SequenceData(
+            list(self.data.prompt_token_ids), list(self.data.output_token_ids)
+        )
+        blocks = list(self.block_ids)
+        return dataclasses.replace(self, seq_id=new_seq_id, data=data, block_ids=blocks)
+
+
+class LooksAmongThePairs(Sequence):
+    def move_to(self, status):
+        arrows = {(one, other) for one, after in TRANSITIONS.items() for other in after}
+        if (self.status, status) in arrows:
+            self.status = status
+        else:
+            raise ValueError(f"no arrow from {self.status} to {status}")
+
+
+class StatusByLines(Request):
+    @property
+    def status(self):
+        found = {seq.status.name for seq in self.sequences.values()}
+        for name in ("RUNNING", "SWAPPED", "WAITING", "FINISHED_ABORTED"):
+            if name in found:
+                return RequestStatus[name]
+        if found == {"FINISHED_STOPPED"}:
+            return RequestStatus.FINISHED_STOPPED
+        return RequestStatus.FINISHED_LENGTH_CAPPED
+
+
+def rewind_from_the_parts(seq, new_seq_id, keep):
+    start, all_ = seq.get_prompt_len(), seq.get_len()
+    if keep not in range(all_ - start + 1):
+        raise ValueError(f"keep is {keep}, not in 0..{all_ - start}")
+    return Sequence(
+        seq_id=new_seq_id,
+        request_id=seq.request_id,
+        data=SequenceData(
+            seq.data.get_slice(0, start), seq.data.get_slice(start, start + keep)
+        ),
+        sampling_params=seq.sampling_params,
+        order=seq.order,
+        cache_salt=seq.cache_salt,
+    )
+
+
+@pytest.mark.parametrize(
+    "name, piece",
+    [
+        ("Sequence", ForksFieldByField),
+        ("Sequence", LooksAmongThePairs),
+        ("Request", StatusByLines),
+        ("rewind", rewind_from_the_parts),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_right_answers_of_another_shape_pass(name, piece, capsys):
+    checks.request(**{name: piece})
+    assert "✗" not in capsys.readouterr().out
 
 
 def test_the_solutions_pass(capsys):

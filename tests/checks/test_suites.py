@@ -592,6 +592,8 @@ def _refused(p):
         ("top_k must be below 7, got 1.5", True),
         ("1.5 and 7: which of them is top_k?", True),
         ("no top_k of 7 or 1.5.", True),
+        ("top_k is 1.5, not in 0..7", True),
+        ("top_k is 1.5, not 0.7", False),
         ("top_k is 17, got 1.5", False),
         ("top_k is 7.5, got 1.5", False),
         ("top_k is 7, got 21.5", False),
