@@ -245,7 +245,7 @@ class LLMEngine:
             except BaseException as error:
                 if step is None:  # bookkeeping was cut short, by Ctrl-C for example
                     self.clear(f"a step was interrupted: {type(error).__name__}")
-                    raise
+                    raise  # nothing is torn now: `clear` ends with `_torn = False`
                 changed = self._lose(step, error)
                 self._torn = False  # that is dealt with: all others go on
                 if not isinstance(error, torch.OutOfMemoryError):

@@ -472,7 +472,37 @@ class Around:
         return self.own.stats()
 
 
-@pytest.mark.parametrize("other", [RowByRow, Around])
+class Lazy(LLMEngine):
+    """Three parts; what is cut short is cleared by the next call, and no sooner."""
+
+    def compute(self):
+        if self._running.locked():
+            raise RuntimeError("one step at a time")
+        with self._running, torch.inference_mode():
+            self._drop_noted()
+            self._torn = True
+            step = self.scheduler.schedule()
+            self._counts["preemptions"] += len(step.preempted)
+            changed = self._computed(step) if step.work else []
+            self._torn = False
+            return changed
+
+    def _computed(self, step):
+        try:
+            hidden = self.runner.run(step)
+        except BaseException as error:
+            lost = self._lose(step, error)
+            self._torn = False
+            if isinstance(error, torch.OutOfMemoryError):
+                return lost
+            raise
+        self.scheduler.advance(step)
+        self._counts["steps"] += 1
+        self._counts["tokens"] += step.num_tokens
+        return self._sample(step, hidden)
+
+
+@pytest.mark.parametrize("other", [RowByRow, Around, Lazy])
 def test_another_right_answer_passes(other, capsys):
     checks.engine(LLMEngine=other)
     assert "✗" not in capsys.readouterr().out
