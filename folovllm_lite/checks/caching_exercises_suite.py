@@ -125,6 +125,11 @@ def _prompts_are_found(p: SimpleNamespace) -> None:
     for prompt, wanted in ((4, 2), (5, 2), (6, 3)):
         got = _at_once(p, prompt, prompt, (prompt,))
         expect(f"blocks of 2, a prompt of {prompt} is offered: hits", got, [wanted])
+    pool = BlockManager(8, 2, p.PromptCache(8, 2))
+    _visit(pool, range(5))
+    got = len(pool.free.find(_seq(range(7), "again", 4)))
+    given = "blocks of 2, a prompt of 5 is offered, its first 4 and 3 generated ask"
+    expect(f"{given}: hits", got, 2)
 
 
 @_SUITE.property("PromptCache", hint="how far does the prompt reach?")
@@ -136,9 +141,9 @@ def _answers_are_not(p: SimpleNamespace) -> None:
         expect(f"{given}: hits", got, [wanted])
 
 
-@_SUITE.property("PromptCache", hint="is all of the prompt computed yet?")
+@_SUITE.property("PromptCache", hint="is all of the prompt offered yet?")
 def _nothing_early(p: SimpleNamespace) -> None:
-    """Nothing is found before it is computed: chunks end inside a prompt."""
+    """Nothing is found before it is offered: chunks end inside a prompt."""
     got = _at_once(p, 7, 9, (1, 2, 5, 7, 8, 9))
     given = "blocks of 2, a prompt of 7, offers up to 1, 2, 5, 7, 8, 9: hits"
     expect(given, got, [0, 1, 2, 3, 3, 3])
@@ -195,6 +200,29 @@ def _fewest_uses(p: SimpleNamespace) -> None:
         orders.append([_hits(pool, text) for text in ("ABx", "CDx", "EFx")])
     wanted = [[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
     expect(f"{given}: hits of each, after 1 to 4 takes", orders, wanted)
+    pool, cache = _frequent(p, 4)
+    for text in (*["ABa"] * 10, *["CDa"] * 9):
+        _visit(pool, text)
+    for _ in range(3):
+        cache.take()
+    got = [_hits(pool, text) for text in ("ABx", "CDx")]
+    given = "4 blocks of 2: AB is used 9 times, then CD 8 times, 3 takes"
+    expect(f"{given}: hits of AB and CD", got, [1, 0])
+    pool, cache = _frequent(p, 4)
+    slow = _seq("ABa", "slow")
+    pool.place(slow, 3)
+    for end in (1, 2, 3, 3, 3):
+        pool.offer(slow, end)
+    pool.release(slow)
+    for text in ("CDa", "CDb"):
+        _visit(pool, text)
+    for _ in range(3):
+        cache.take()
+    got = [_hits(pool, text) for text in ("ABx", "CDx")]
+    given = (
+        "4 blocks of 2: AB is offered often and never used, CD is used once, 3 takes"
+    )
+    expect(f"{given}: hits of AB and CD", got, [0, 1])
 
 
 @_SUITE.property("FrequencyCache", hint="what does min do with equals?")

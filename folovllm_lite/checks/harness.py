@@ -14,8 +14,8 @@ import re
 import reprlib
 import sysconfig
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType, SimpleNamespace
@@ -126,7 +126,8 @@ class Suite:
                 raise TypeError(f"{name} must be something to call, got {piece!r}")
         together = SimpleNamespace(**{**vars(self.module), **given})
         chosen = [each for each in self.properties if given.keys() & set(each.needs)]
-        with self.inside():
+        alone = [piece for name, piece in named.items() if name in self.methods]
+        with self.inside(), self._lent(alone):
             failed = sum(not _report(each, together) for each in chosen)
         if failed:
             raise CheckFailed(
@@ -142,7 +143,6 @@ class Suite:
             base = made.get(owner, getattr(self.module, owner))
             own = {part: made.pop(name)}
             if isinstance(base, type):
-                own = {part: self._among_the_packages(own[part])}
                 made[owner] = type("Yours", (base,), own)
             else:
                 names = {**base.__globals__, **own}
@@ -151,24 +151,28 @@ class Suite:
                 )
         return made
 
-    def _among_the_packages(self, method: Any) -> Any:
-        """A method whose neighbours are those of the class that it is judged in.
+    @contextmanager
+    def _lent(self, methods: list[Any]) -> Iterator[None]:
+        """Where a method was written, the package's names mean the package's pieces.
 
-        Its notebook has some of the same names, and a dataclass from there equals none
-        of the package's, whatever it holds.
+        Its class is the package's, too, and a dataclass from a notebook equals none of
+        the package's, whatever it holds.
         """
-        if not isinstance(method, FunctionType):
-            return method
+        home = getattr(self.module, "__name__", None)
         theirs = {
             name: piece
             for name, piece in vars(self.module).items()
-            if getattr(piece, "__module__", None) == self.module.__name__
+            if getattr(piece, "__module__", None) == home
         }
-        names = {**method.__globals__, **theirs}
-        made = FunctionType(method.__code__, names, closure=method.__closure__)
-        made.__defaults__ = method.__defaults__
-        made.__kwdefaults__ = method.__kwdefaults__
-        return made
+        borrowers = [getattr(method, "__globals__", {}) for method in methods]
+        before = [{n: names[n] for n in theirs if n in names} for names in borrowers]
+        try:
+            for names, old in zip(borrowers, before, strict=True):
+                names.update({name: theirs[name] for name in old})
+            yield
+        finally:
+            for names, old in zip(borrowers, before, strict=True):
+                names.update(old)
 
     def judges(self) -> set[str]:
         """The names of all pieces that a property is about."""

@@ -1,7 +1,9 @@
 """What has to be true of a free list that remembers, whoever wrote it."""
 
 import random
+import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -30,10 +32,12 @@ def _seq(tokens: Iterable[int], name: str = "a", salt: bytes = b"") -> Sequence:
     return Sequence(f"{name}-0", name, data, SamplingParams(), cache_salt=salt)
 
 
-def _pool(p: SimpleNamespace, blocks: int = 8) -> tuple[BlockManager, Any]:
-    """The package's pool of blocks of 2 tokens, and the judged free list in it."""
-    cache = p.PrefixCache(blocks, 2)
-    return BlockManager(blocks, 2, cache), cache
+def _pool(
+    p: SimpleNamespace, blocks: int = 8, size: int = 2
+) -> tuple[BlockManager, Any]:
+    """The package's pool of blocks of `size` tokens, and the judged free list in it."""
+    cache = p.PrefixCache(blocks, size)
+    return BlockManager(blocks, size, cache), cache
 
 
 def _begin(pool: BlockManager, seq: Sequence, end: int | None = None) -> Sequence:
@@ -102,6 +106,19 @@ def _digests(p: SimpleNamespace) -> None:
         same = p.name_block(parent, tokens).digest == one
         given = f"name_block({parent[:8]!r}, {tokens}) and name_block(b'', (1, 23))"
         expect(f"{given}: the same digest", same, False)
+    other, text = p.name_block(b"", (1, 24)).digest, tuple(range(16))
+    parents = [b"", b"x", b"y", b"a shop's salt", b"a shoe's salt", b"a shop's salz"]
+    swapped = [(*text[:i], text[i + 1], text[i], *text[i + 2 :]) for i in range(15)]
+    seen: dict[bytes, str] = {}
+    for parent, tokens in (
+        *((parent, text) for parent in (*parents, one, other)),
+        *((one, each) for each in swapped),
+    ):
+        given = f"name_block({parent[:13]!r}, {tokens})"
+        digest = p.name_block(parent, tokens).digest
+        if digest in seen:
+            fail(f"{given} and {seen[digest]}", "the same digest", "two digests")
+        seen[digest] = given
     salted, plain = p.name_block(b"1", (2, 3)), p.name_block(b"", (12, 3))
     given = "name_block(b'1', (2, 3)) and name_block(b'', (12, 3))"
     expect(f"{given}: the same digest", salted.digest == plain.digest, False)
@@ -109,11 +126,17 @@ def _digests(p: SimpleNamespace) -> None:
 
 @_SUITE.property("name_block", hint="hash() is made for speed; who else is there?")
 def _long_digests(p: SimpleNamespace) -> None:
-    """A digest is at least 16 bytes, which nobody makes collide on purpose."""
+    """A digest is 32 bytes or more, and nobody makes two blocks collide on purpose."""
     digest = p.name_block(b"", (1, 2)).digest
     expect("name_block(b'', (1, 2)).digest: type", type(digest).__name__, "bytes")
-    if len(digest) < 16:
-        fail("name_block(b'', (1, 2)).digest", f"{len(digest)} bytes", "16 or more")
+    if len(digest) < 32:
+        fail("name_block(b'', (1, 2)).digest", f"{len(digest)} bytes", "32 or more")
+    behind = p.name_block(digest, (3, 4)).digest
+    expect("the digest of a block behind it: bytes", len(behind), len(digest))
+    with suppress(OverflowError, ValueError, struct.error):  # no tokens: may be refused
+        same = p.name_block(b"", (-1, 7)).digest == p.name_block(b"", (-2, 7)).digest
+        given = "name_block(b'', (-1, 7)) and (-2, 7), whose hash() is the same"
+        expect(f"{given}: the same digest", same, False)
 
 
 # ----- free blocks
@@ -151,7 +174,18 @@ def _hits(p: SimpleNamespace) -> None:
         pool, cache = _pool(p)
         one = _begin(pool, _seq([1, 2, 3, 4, 5, 6, 7]))
         given = f"blocks of 2, [1 ... 7] are offered, {tokens} asks: find"
-        expect(given, list(cache.find(_seq(tokens, "b"))), one.block_ids[:count])
+        ask = _seq(tokens, "b")
+        expect(given, list(cache.find(ask)), one.block_ids[:count])
+        expect(f"{given}, once more", list(cache.find(ask)), one.block_ids[:count])
+        got = (ask.block_ids, ask.num_computed)
+        expect(f"{given}: its own block_ids and num_computed", got, ([], 0))
+    for size in (1, 2, 3, 5):
+        pool, cache = _pool(p, 32, size)
+        one = _begin(pool, _seq(range(30)))
+        for length in (1, 5, 11, 16, 30, 31):
+            given = f"blocks of {size}, 30 tokens are offered, {length} ask: find"
+            wanted = one.block_ids[: min(30, length - 1) // size]
+            expect(given, list(cache.find(_seq(range(length), "b"))), wanted)
 
 
 @_SUITE.property("PrefixCache", hint="will there be anything in the block?")
@@ -197,7 +231,12 @@ def _past(p: SimpleNamespace) -> None:
 @_SUITE.property("PrefixCache", hint="the salt is the parent of the first block")
 def _salts(p: SimpleNamespace) -> None:
     """Sequences share only with those of the same cache_salt; none is a salt too."""
-    for mine, other in ((b"", b"s"), (b"s", b""), (b"s", b"t")):
+    for mine, other in (
+        (b"", b"s"),
+        (b"s", b""),
+        (b"s", b"t"),
+        (b"customer 7", b"customer 8"),
+    ):
         pool, cache = _pool(p)
         one = _begin(pool, _seq(range(5), "a", mine))
         given = f"5 tokens are offered with salt {mine!r}, and asked for with"
@@ -407,10 +446,25 @@ def _duplicates(p: SimpleNamespace) -> None:
         expect(f"{given}: find", list(cache.find(three)), offered)
         _books(pool, given)
 
+    pool, cache = _pool(p)
+    one, two = _seq(range(3)), _seq(range(7), "b")
+    for seq, end in ((one, 3), (two, 5)):
+        pool.place(seq, end)
+    for seq, end in ((one, 3), (two, 5)):
+        pool.offer(seq, end)
+        seq.num_computed = end
+    given = "[0 1 2] and [0 ... 4] are offered in one step, [0 ... 6] asks"
+    wanted = [one.block_ids[0], two.block_ids[1]]
+    expect(f"{given}: find", list(cache.find(_seq(range(7), "c"))), wanted)
+    _go(pool, two, 7)
+    wanted.append(two.block_ids[2])
+    given = "... the second goes on to [0 ... 6], [0 ... 7] asks"
+    expect(f"{given}: find", list(cache.find(_seq(range(8), "c"))), wanted)
+
 
 @_SUITE.property("PrefixCache", hint="whose name is it that you delete?")
 def _twin_given_up(p: SimpleNamespace) -> None:
-    """If one of two like blocks is given up or withdrawn, the other is still found."""
+    """A twin that nothing finds is given up or withdrawn, and the first stays found."""
     for what in ("withdrawn", "released and taken by another"):
         pool, cache = _pool(p, 4)
         seqs = [_seq(range(3)), _seq(range(3), "b")]
@@ -427,6 +481,8 @@ def _twin_given_up(p: SimpleNamespace) -> None:
             cache.take()
         given = f"the same 3 tokens twice; those that nothing finds are {what}: find"
         expect(given, list(cache.find(_seq(range(3), "c"))), offered)
+        if what == "withdrawn":
+            _books(pool, given)
 
 
 @_SUITE.property("PrefixCache", hint="to be found and to be held are two things")
@@ -459,6 +515,17 @@ def _withdrawn(p: SimpleNamespace) -> None:
     expect(
         "... and released: take, four times", len({cache.take() for _ in range(4)}), 4
     )
+
+    pool, cache = _pool(p)
+    one, two = _seq(range(3)), _seq(range(5), "b")
+    for seq in (one, two):
+        pool.place(seq, seq.get_len())
+    for seq in (one, two):
+        pool.offer(seq, seq.get_len())
+    cache.withdraw(two.block_ids)
+    given = "[0 1 2] and [0 ... 4] are offered in one step, the second is withdrawn"
+    got = list(cache.find(_seq(range(5), "c")))
+    expect(f"{given}: find", got, one.block_ids[:1])
 
 
 @_SUITE.property("PrefixCache", hint="the failed step said that it would write there")

@@ -200,6 +200,28 @@ class UsedOrNot(Frequent):
         self.uses[block_id] = 1
 
 
+class CountsToThree(Frequent):
+    def claim(self, block_id):
+        PrefixCache.claim(self, block_id)
+        self.uses[block_id] = min(3, self.uses[block_id] + 1)
+
+
+class CountsOffers(Frequent):
+    """Who computes a block uses it, too, in every step."""
+
+    def offer(self, seq, end):
+        PrefixCache.offer(self, seq, end)
+        for block_id in seq.block_ids:
+            self.uses[block_id] += 1
+
+
+class FindsForPromptsOnly(ByTokens):
+    """Who comes back with generated tokens finds less of his prompt."""
+
+    def find(self, seq):
+        return super().find(seq)[: (seq.get_prompt_len() - 1) // self.block_size]
+
+
 class CountsPuts(PrefixCache):
     """Another right FrequencyCache: a block comes back once more than it is claimed."""
 
@@ -234,7 +256,7 @@ WRONG = {
         lambda: None,
     ],
     "PromptCache": [
-        PrefixCache, AllOrNothing, FindsLess, Withdraws,
+        PrefixCache, AllOrNothing, FindsLess, Withdraws, FindsForPromptsOnly,
         up_to(lambda data, end: data.get_prompt_len()),
         up_to(lambda data, end: min(end, data.get_len())),
         up_to(lambda data, end: min(end, data.get_prompt_len() + 1)),
@@ -243,7 +265,8 @@ WRONG = {
     ],
     "FrequencyCache": [
         PrefixCache, CountsFind, NeverForgets, CountsTakes, MostUsed, NewestOfEquals,
-        KeptFirst, LeavesTheName, UsedOrNot, CountsForAll, CountsTexts,
+        KeptFirst, LeavesTheName, UsedOrNot, CountsForAll, CountsTexts, CountsToThree,
+        CountsOffers,
     ],
 }  # fmt: skip
 RIGHT = {"PromptCache": [ByTokens], "FrequencyCache": [CountsPuts, Frequent]}

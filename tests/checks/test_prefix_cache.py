@@ -53,6 +53,27 @@ MUTANTS = {
         "hashlib.sha256(text).digest()",
         'hash((parent, token_ids)).to_bytes(8, "big", signed=True)',
     ),
+    "digests_of_md5": ("_long_digests", "hashlib.sha256(text)", "hashlib.md5(text)"),
+    "digests_of_hash_and_noughts": (
+        "_long_digests",
+        "hashlib.sha256(text).digest()",
+        'hash((parent, token_ids)).to_bytes(32, "big", signed=True)',
+    ),
+    "digests_that_grow": (
+        "_long_digests",
+        "hashlib.sha256(text).digest()",
+        "text.ljust(32)",
+    ),
+    "digests_of_half_a_past": (
+        "_digests",
+        "    text = parent + ",
+        "    text = parent[:8] + ",
+    ),
+    "digests_of_two_tokens": (
+        "_digests",
+        'array("q", token_ids).tobytes()',
+        'array("q", token_ids[:2]).tobytes()',
+    ),
     "digests_forget_the_past": ("_digests", 'parent + array("q"', 'array("q"'),
     "digests_of_digits": (
         "_digests",
@@ -103,6 +124,21 @@ MUTANTS = {
         "_nothing_early",
         "        last = end // self.block_size\n",
         "        last = -(-end // self.block_size)\n",
+    ),
+    "three_hits_are_enough": (
+        "_hits",
+        "        return hits\n",
+        "        return hits[:3]\n",
+    ),
+    "asked_and_changed": (
+        "_hits",
+        "        return hits\n",
+        "        seq.num_computed = len(hits) * size\n        return hits\n",
+    ),
+    "blocks_of_two_are_all_there_are": (
+        "_hits",
+        "seq.get_token_ids(), self.block_size",
+        "seq.get_token_ids(), 2",
     ),
     "a_full_hit_leaves_nothing": (
         "_one_left",
@@ -243,6 +279,12 @@ MUTANTS = {
         "self.found.setdefault(parent, block_id)",
         "self.found[parent] = block_id",
     ),
+    "behind_a_twin_nothing_is_offered": (
+        "_duplicates",
+        "            self.found.setdefault(parent, block_id)",
+        "            if self.found.setdefault(parent, block_id) != block_id:\n"
+        "                break",
+    ),
     "every_block_with_a_name_is_kept": (
         "_duplicates",
         "        if self._can_be_found(block_id):\n            self.kept",
@@ -263,6 +305,11 @@ MUTANTS = {
         "_withdrawn",
         "        if self._can_be_found(block_id):\n            self.kept",
         "        if block_id in self.names:\n            self.kept",
+    ),
+    "withdraws_as_far_as_the_first_twin": (
+        "_withdrawn",
+        _WITHDRAWN,
+        _WITHDRAWN + "            else:\n                break\n",
     ),
     "only_the_first_is_withdrawn": (
         "_withdrawn",
@@ -326,6 +373,33 @@ def test_find_is_judged_alone(capsys):
         with pytest.raises(checks.CheckFailed, match="don't hold"):
             checks.prefix_cache(find=find)
         assert wanted in red(checks.prefix_cache, capsys.readouterr().out)
+
+
+def test_find_is_judged_beside_names_of_its_notebook(capsys):
+    """Its BlockName is another class there, and a helper of it may make one."""
+    names = mutant(module)
+    source = """
+def named(self, seq):
+    size, tokens, parent = self.block_size, seq.get_token_ids(), seq.cache_salt
+    for end in range(size, len(tokens), size):
+        name = name_block(parent, tokens[end - size : end])
+        yield name
+        parent = name.digest
+
+def find(self, seq):
+    hits = []
+    for name in named(self, seq):
+        block_id = self.found.get(name.digest)
+        if block_id is None or name != self.names[block_id]:
+            return hits
+        hits.append(block_id)
+    return hits
+"""
+    exec(source, names)
+    theirs = names["BlockName"], names["name_block"]
+    checks.prefix_cache(find=names["find"])
+    assert "✗" not in capsys.readouterr().out
+    assert (names["BlockName"], names["name_block"]) == theirs, "given back"
 
 
 class Stale(PrefixCache):
