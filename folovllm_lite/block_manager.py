@@ -205,7 +205,7 @@ class BlockManager:
 
     def release(self, seq: Sequence) -> None:
         """Take everything back from `seq`; one that holds nothing is fine."""
-        # From the end: with prefix caching others ask for the beginning: it goes last.
+        # From the end: a list that caches prefixes gives out first what it got first.
         for block_id in reversed(seq.block_ids):
             self.refs[block_id] -= 1
             if not self.refs[block_id]:

@@ -68,7 +68,7 @@ class PagedKVCache:
     def gather(self, layer: int, blocks: Tensor, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values [Hkv, end, D] of the first `end` tokens in these blocks."""
         # [Hkv, len(blocks), S, D] -> [Hkv, len(blocks) * S, D]. What lies behind `end`
-        # is a former holder's, or NaN, and not even a weight of 0 takes a NaN away.
+        # is a former holder's, maybe NaN, and not even a weight of 0 takes a NaN away.
         keys = self.pool[0, layer][:, blocks].flatten(1, 2)[:, :end]
         values = self.pool[1, layer][:, blocks].flatten(1, 2)[:, :end]
         return keys, values
