@@ -557,6 +557,8 @@ def _window(p: SimpleNamespace) -> None:
     for pieces in (
         [b"a"],
         [b"\xe9", b"\xbe", b"\x99", b"a"],
+        [bytes([byte]) for byte in "🙂a".encode()],
+        [bytes([byte]) for byte in "ab🙂🙂c".encode()],
         *_streams(80, "aé从🙂\n"),
     ):
         text = b"".join(pieces).decode()

@@ -447,6 +447,22 @@ class NoWindow(WindowDetokenizer):
         return new
 
 
+class WaitsOnWithTheOldCount(WindowDetokenizer):
+    """What one character waited is taken for the next one's."""
+
+    def _take(self, most):
+        waited = self._waiting
+        new = super()._take(most)
+        self._waiting = waited if new else self._waiting
+        return new
+
+
+class BeginsAtOne(WindowDetokenizer):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._waiting = (0, 1)
+
+
 class KeepsTheWholeWindow(WindowDetokenizer):
     """Right, and slower with every token."""
 
@@ -1231,7 +1247,10 @@ MUTANTS = {
         LastPromptTokenOnly, ShowsThePromptAgain, SpecialTokensInThePrompt,
         NeverFinishes, NoSpecialTokenOfAPromptCounts,
     ],
-    "WindowDetokenizer": [WaitsForEver, NeverWaits, NoWindow, KeepsTheWholeWindow],
+    "WindowDetokenizer": [
+        WaitsForEver, NeverWaits, NoWindow, KeepsTheWholeWindow, WaitsOnWithTheOldCount,
+        BeginsAtOne,
+    ],
     "StopStrings": [
         WholeOnesGoOn, NeighboursAreEnough, UnsortedList, NothingGoesOn,
         TheNeighbourOrNothing, TheShortestEnding, AnyStopInside, TheFirstOfTheList,
