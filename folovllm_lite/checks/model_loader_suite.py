@@ -55,6 +55,8 @@ class _Model(nn.Module):
         self.embed = nn.Embedding(3, 2)
         self.layer = nn.Linear(2, 2)
         self.register_buffer("scale", torch.ones(2))
+        # No part of the state: no file holds it.
+        self.register_buffer("ramp", torch.ones(2), persistent=False)
         self.head = nn.Linear(2, 3, bias=False)
         if tied:
             self.head.weight = self.embed.weight
@@ -96,6 +98,12 @@ def _expect_loaded(given: str, model: nn.Module, tensors: dict[str, Tensor]) -> 
     state = model.state_dict()
     for name, tensor in tensors.items():
         expect(f"{given}: {name}", state[name], tensor)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    """What a model holds now, but for what has no memory."""
+    state = model.state_dict()
+    return {name: t.clone() for name, t in state.items() if not t.is_meta}
 
 
 def _expect_refused(
@@ -437,12 +445,12 @@ def _missing_shard(p: SimpleNamespace) -> None:
     with _folder() as folder:
         _write_shards(folder, a={"x": _numbers(1)}, b={"y": _numbers(1)})
         (folder / "b.safetensors").unlink()
-        expect_error(
-            "index: a and b.safetensors; b.safetensors is gone",
-            lambda: p.weight_files(folder),
-            FileNotFoundError,
-            "b.safetensors",
-        )
+        given = "index: a and b.safetensors; b.safetensors is gone"
+        call = lambda: p.weight_files(folder)  # noqa: E731
+        expect_error(given, call, FileNotFoundError, "b.safetensors")
+        _write(folder, {"x": _numbers(1), "y": _numbers(1)})
+        given += f", and {_WEIGHTS} is there"
+        expect_error(given, call, FileNotFoundError, "b.safetensors")
 
 
 @_SUITE.property(
@@ -493,6 +501,10 @@ def _outside(p: SimpleNamespace) -> None:
         (folder / "b").mkdir()
         got = [file.is_file() for file in p.weight_files(folder)]
         expect("index: x in b/../a.safetensors, which is inside", got, [True])
+        _write(folder / "b", one, "c.safetensors")
+        _index(folder, {"x": "b/c.safetensors"})
+        got = [file.is_file() for file in p.weight_files(folder)]
+        expect("index: x in b/c.safetensors, which is inside", got, [True])
         try:
             (folder / "link.safetensors").symlink_to(other / "x.safetensors")
         except OSError:  # Windows lets few users make links
@@ -536,9 +548,12 @@ def _pickles(p: SimpleNamespace) -> None:
     with _folder() as folder:
         call = lambda: p.weight_files(folder)  # noqa: E731
         expect_error("an empty folder", call, FileNotFoundError)
-        for name in ("pytorch_model.bin", "weights.pt", "weights.pth"):
+        for name in ("pytorch_model.bin", "weights.pt", "weights.pth", "x.ckpt"):
             (folder / name).write_bytes(b"")
             expect_error(f"only {name}", call, ValueError, name)
+        _write(folder, {"x": _numbers(1)}, "b.safetensors")
+        got = _names(p.weight_files(folder))
+        expect("b.safetensors next to pickles", got, ["b.safetensors"])
         _write(folder, {"x": _numbers(1)})
         given = f"{_WEIGHTS} next to pickles"
         expect(given, _names(p.weight_files(folder)), [_WEIGHTS])
@@ -553,8 +568,12 @@ def _arrive(p: SimpleNamespace) -> None:
     with _folder() as folder:
         _write(folder, _tensors())
         model = _Model()
+        held = dict(model.named_parameters())
         p.load_weights(model, folder)
         _expect_loaded("a checkpoint that fits", model, _tensors())
+        for name, parameter in held.items():
+            given = f"a checkpoint that fits: {name}, as somebody held it before"
+            expect(given, parameter, _tensors()[name])
 
 
 @_SUITE.property("load_weights", hint="what the model wants, minus what you have seen")
@@ -597,6 +616,11 @@ def _misshapen(p: SimpleNamespace) -> None:
         "[2, 3]",
         "[3, 2]",
     )
+    for shape in ([2, 2], [1, 2]):
+        given = f"tied, head.weight is {shape}, the model's is [3, 2]"
+        tensors = _tensors(head_weight=_numbers(*shape))
+        words = ("head.weight", str(shape), "[3, 2]")
+        _expect_refused(p, given, tensors, *words, tied=True)
 
 
 @_SUITE.property("load_weights", hint="collect lines in a list; raise once, at the end")
@@ -614,6 +638,9 @@ def _one_message(p: SimpleNamespace) -> None:
         "layer.gate",
         "embed.weight",
     )
+    given = "tied, head.weight differs from embed.weight, no scale"
+    tensors = _tensors(scale=None, head_weight=_numbers(3, 2))
+    _expect_refused(p, given, tensors, "scale", "head.weight", tied=True)
 
 
 @_SUITE.property(
@@ -622,18 +649,42 @@ def _one_message(p: SimpleNamespace) -> None:
 )
 def _all_or_nothing(p: SimpleNamespace) -> None:
     """A checkpoint that is refused leaves the model as it was."""
+    whole = _numbers(2).to(torch.int64)
     for given, tied, changes in (
         ("no head.weight", False, {"head_weight": None}),
         ("scale is [3]", False, {"scale": _numbers(3)}),
+        ("scale is in int64", False, {"scale": whole}),
+        ("layer.gate too", False, {"layer_gate": _numbers(2)}),
         ("head.weight is tied, and differs", True, {"head_weight": _numbers(3, 2)}),
     ):
         with _folder() as folder:
             _write(folder, _tensors(tied, **changes))
             model = _Model(tied)
-            before = {name: t.clone() for name, t in model.state_dict().items()}
+            before = _copy(model)
             call = lambda m=model, f=folder: p.load_weights(m, f)  # noqa: E731
             expect_error(given, call, ValueError)
             _expect_loaded(f"{given}, afterwards", model, before)
+    first, second = _halves()
+    with _folder() as folder:
+        _write_shards(folder, a=first, b={**second, "layer.bias": _numbers(2)})
+        model = _Model()
+        before = _copy(model)
+        call = lambda: p.load_weights(model, folder)  # noqa: E731
+        given = "layer.bias in both shards"
+        expect_error(given, call, ValueError)
+        _expect_loaded(f"{given}, afterwards", model, before)
+        _write_shards(folder, a=first, b=second)
+        file = folder / "b.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+        given = "two shards, the second is cut off"
+        expect_error(given, call, ValueError, "b.safetensors")
+        _expect_loaded(f"{given}, afterwards", model, before)
+
+
+def _halves() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What fits `_Model`, for two shards."""
+    first, second = _tensors(scale=None, head_weight=None), _tensors()
+    return first, {name: second[name] for name in ("scale", "head.weight")}
 
 
 @_SUITE.property(
@@ -678,6 +729,21 @@ def _tied(p: SimpleNamespace) -> None:
         expect("tied: is head.weight still embed.weight", same, True)
     given = "not tied, no head.weight"
     _expect_refused(p, given, _tensors(head_weight=None), "head.weight")
+    given = "tied, head.weight and no embed.weight, which is the owner"
+    tensors = _tensors(embed_weight=None)
+    _expect_refused(p, given, tensors, "embed.weight", tied=True)
+
+
+def _other_heads() -> Iterator[tuple[str, Tensor]]:
+    """Heads that differ from the embedding of `_tensors`, and in what."""
+    embedding = _tensors()["embed.weight"]
+    yield "the head differs from the embedding", embedding + 1
+    last = embedding + torch.tensor([[0.0], [0], [1]])
+    yield "the last row of the head differs from the embedding's", last
+    yield "the head has the embedding's rows in another order", embedding.flip(0)
+    near = embedding.clone()
+    near[-1, -1] += 2**-20
+    yield "one number of the head differs from the embedding's by 1e-6", near
 
 
 @_SUITE.property(
@@ -686,16 +752,18 @@ def _tied(p: SimpleNamespace) -> None:
 def _tied_twice(p: SimpleNamespace) -> None:
     """A tied head may be in the file too, with the same numbers and no others."""
     embedding = _tensors()["embed.weight"]
-    with _folder() as folder:
-        _write(folder, _tensors(head_weight=embedding.clone()))
-        model = _Model(tied=True)
-        p.load_weights(model, folder)
-        _expect_loaded("tied, head.weight the same", model, _tensors(tied=True))
-    given = "tied, head.weight differs from embed.weight"
-    for changed in (embedding + 1, embedding + torch.tensor([[0.0], [0], [1]])):
-        changed = _tensors(head_weight=changed)
-        _expect_refused(p, given, changed, "head.weight", "embed.weight", tied=True)
-        given = "tied, the last row of head.weight differs from embed.weight's"
+    for dtype in (torch.float32, torch.float16):  # whole numbers: the same in both
+        with _folder() as folder:
+            head = embedding.clone().to(dtype)
+            _write(folder, _tensors(head_weight=head))
+            model = _Model(tied=True)
+            p.load_weights(model, folder)
+            given = f"tied, head.weight the same, in {dtype}"
+            _expect_loaded(given, model, _tensors(tied=True))
+    for given, head in _other_heads():
+        changed = _tensors(head_weight=head)
+        words = ("head.weight", "embed.weight")
+        _expect_refused(p, f"tied, {given}", changed, *words, tied=True)
 
 
 @_SUITE.property(
@@ -703,8 +771,7 @@ def _tied_twice(p: SimpleNamespace) -> None:
 )
 def _from_shards(p: SimpleNamespace) -> None:
     """Shards give what one file gives; a tensor that is in two of them is an error."""
-    first, second = _tensors(scale=None, head_weight=None), _tensors()
-    second = {name: second[name] for name in ("scale", "head.weight")}
+    first, second = _halves()
     with _folder() as folder:
         _write_shards(folder, a=first, b=second)
         model = _Model()
@@ -738,12 +805,27 @@ def _cut_off(p: SimpleNamespace) -> None:
 @_SUITE.property("load_weights", hint="what does copy_ do to a tensor without memory?")
 def _still_meta(p: SimpleNamespace) -> None:
     """A model that is still on the meta device is refused: copies to it vanish."""
-    with torch.device("meta"):
+    names = list(_Model().state_dict())
+    for given, ghosts, more in (
+        ("a model on the meta device", names, {}),
+        ("scale, a buffer, is on the meta device", ["scale"], {}),
+        ("head.weight is on the meta device", ["head.weight"], {}),
+        ("the same, and layer.gate", ["head.weight"], {"layer_gate": _numbers(2)}),
+    ):
         model = _Model()
-    with _folder() as folder:
-        _write(folder, _tensors())
-        call = lambda: p.load_weights(model, folder)  # noqa: E731
-        expect_error("a model on the meta device", call, ValueError)
+        for name in ghosts:
+            owner, _, leaf = name.rpartition(".")
+            tensor = model.state_dict()[name].to("meta")
+            if name != "scale":
+                tensor = nn.Parameter(tensor)
+            setattr(model.get_submodule(owner), leaf, tensor)
+        before = _copy(model)
+        with _folder() as folder:
+            _write(folder, _tensors(**more))
+            call = lambda m=model, f=folder: p.load_weights(m, f)  # noqa: E731
+            gate = ["layer.gate"] if more else []
+            expect_error(given, call, ValueError, *ghosts, *gate)
+            _expect_loaded(f"{given}, afterwards", model, before)
 
 
 class _Wrapped(nn.Module):
@@ -795,6 +877,9 @@ def _quantized(p: SimpleNamespace) -> None:
         _write(folder, _tensors())
         call = lambda: p.load_weights(_Model(), folder)  # noqa: E731
         expect_error("config.json says awq", call, ValueError, "awq")
+        _write(folder, _tensors(layer_bias=None, layer_gate=_numbers(2)))
+        given = "config.json says awq, and the names don't fit"
+        expect_error(given, call, ValueError, "awq")
 
 
 @_SUITE.property("check_layers", hint="the names of the tensors hold the numbers")
@@ -1137,15 +1222,56 @@ def _strip(name: str) -> str | None:
 def _renamed(p: SimpleNamespace) -> None:
     """Tensors arrive under the names that `rename` gives, from one file or shards."""
     halves = sorted(_prefixed().items())
+    small = {name: t.half() for name, t in halves}
     for given, shards in (
         ("names with 'module.' in front", {"a": dict(halves)}),
         ("the same in two shards", {"a": dict(halves[:2]), "b": dict(halves[2:])}),
+        ("the same in float16", {"a": small}),
     ):
         with _folder() as folder:
             _write_shards(folder, **shards)
+            files = {file: file.read_bytes() for file in folder.iterdir()}
             model = _Model()
+            held = dict(model.named_parameters())
             p.load_renamed(model, folder, _strip)
             _expect_loaded(given, model, _tensors())
+            for name, parameter in held.items():
+                said = f"{given}: {name}, as somebody held it before"
+                expect(said, parameter, _tensors()[name])
+                expect(f"{said}: dtype", parameter.dtype, torch.float32)
+            kept = [f.is_file() and f.read_bytes() == b for f, b in files.items()]
+            expect(f"{given}: are the files as they were", all(kept), True)
+    with _folder() as folder:
+        _write(folder, {_TABLE[name]: t for name, t in _tensors().items()})
+        model = _Model()
+        p.load_renamed(model, folder, _by_table)
+        _expect_loaded(f"rename goes by a table, {_TABLE}", model, _tensors())
+
+
+# Names of the model to names of a file that have no letters in common.
+_TABLE = {name: f"t{i}" for i, name in enumerate([*_tensors(), "gate"])}
+
+
+def _by_table(name: str) -> str | None:
+    return next((ours for ours, theirs in _TABLE.items() if theirs == name), None)
+
+
+def _expect_not_renamed(
+    p: SimpleNamespace,
+    given: str,
+    shards: dict[str, dict[str, Tensor]],
+    *words: str,
+    rename: Any = _strip,
+    tied: bool = False,
+) -> None:
+    """load_renamed raises a ValueError that says `words`, and changes nothing."""
+    with _folder() as folder:
+        _write_shards(folder, **shards)
+        model = _Model(tied)
+        before = _copy(model)
+        call = lambda: p.load_renamed(model, folder, rename)  # noqa: E731
+        expect_error(given, call, ValueError, *words)
+        _expect_loaded(f"{given}, afterwards", model, before)
 
 
 @_SUITE.property("load_renamed", hint="None is a decision of the caller: skip it early")
@@ -1166,23 +1292,27 @@ def _renamed_strictly(p: SimpleNamespace) -> None:
     """It is as strict as load_weights: missing, unexpected, misshapen, and nothing
     changed.
     """
+    whole = _numbers(2).to(torch.int64)
     for given, changes, words in (
         ("no module.scale", {"scale": None}, ["scale"]),
         ("module.gate", {"gate": _numbers(2)}, ["gate"]),
         ("module.scale is [1]", {"scale": _numbers(1)}, ["scale", "[1]", "[2]"]),
+        ("module.scale is in int64", {"scale": whole}, ["scale"]),
         (
             "no module.scale, module.gate",
             {"scale": None, "gate": _numbers(2)},
             ["scale", "gate"],
         ),
     ):
-        with _folder() as folder:
-            _write(folder, _prefixed(**changes))
-            model = _Model()
-            before = {name: t.clone() for name, t in model.state_dict().items()}
-            call = lambda m=model, f=folder: p.load_renamed(m, f, _strip)  # noqa: E731
-            expect_error(given, call, ValueError, *words)
-            _expect_loaded(f"{given}, afterwards", model, before)
+        _expect_not_renamed(p, given, {"a": _prefixed(**changes)}, *words)
+    given, drop = "rename gives None for module.scale", {"module.scale": None}
+    rename = lambda name: drop.get(name, _strip(name))  # noqa: E731
+    _expect_not_renamed(p, given, {"a": _prefixed()}, "scale", rename=rename)
+    tensors = _tensors(scale=None, layer_bias=_numbers(1), gate=_numbers(2))
+    inside = {_TABLE[name]: tensor for name, tensor in tensors.items()}
+    given = f"{_TABLE}: no scale, a gate, layer.bias is [1]"
+    words = ("scale", "gate", "layer.bias", "[1]")
+    _expect_not_renamed(p, given, {"a": inside}, *words, rename=_by_table)
 
 
 @_SUITE.property(
@@ -1194,38 +1324,41 @@ def _renamed_tied(p: SimpleNamespace) -> None:
     an error that names it, and nothing is changed.
     """
     embedding = _tensors()["embed.weight"]
-    for given, head in (("no module.head.weight", None), ("both the same", embedding)):
+    for given, head in (
+        ("no module.head.weight", None),
+        ("both the same", embedding.clone()),
+        ("both the same, the head in float16", embedding.half()),
+    ):
         with _folder() as folder:
-            _write(
-                folder, _prefixed(head_weight=None if head is None else head.clone())
-            )
+            _write(folder, _prefixed(head_weight=head))
             model = _Model(tied=True)
             p.load_renamed(model, folder, _strip)
             given = f"the model ties the head to the embedding, {given}"
             _expect_loaded(given, model, _tensors(tied=True))
-    last = embedding + torch.tensor([[0.0], [0], [1]])
-    for what, head in (("", embedding + 1), ("the last row of ", last)):
-        with _folder() as folder:
-            _write(folder, _prefixed(head_weight=head))
-            model = _Model(tied=True)
-            before = model.embed.weight.detach().clone()
-            given = f"tied, {what}module.head.weight differs from the embedding"
-            call = lambda m=model, f=folder: p.load_renamed(m, f, _strip)  # noqa: E731
-            expect_error(given, call, ValueError, "head.weight")
-            _expect_loaded(f"{given}, afterwards", model, {"embed.weight": before})
+            same = model.head.weight is model.embed.weight
+            expect(f"{given}: is head.weight still embed.weight", same, True)
+    for given, head in _other_heads():
+        inside = {"a": _prefixed(head_weight=head)}
+        _expect_not_renamed(p, f"tied, {given}", inside, "head.weight", tied=True)
+    given = "tied, module.head.weight and no module.embed.weight, which is the owner"
+    inside = {"a": _prefixed(embed_weight=None)}
+    _expect_not_renamed(p, given, inside, "embed.weight", tied=True)
+    given = "tied, module.head.weight is [2, 2]"
+    inside = {"a": _prefixed(head_weight=_numbers(2, 2))}
+    _expect_not_renamed(p, given, inside, "head.weight", "[2, 2]", tied=True)
 
 
 @_SUITE.property("load_renamed", hint="two of the file's names can become one: see it")
 def _renamed_twice(p: SimpleNamespace) -> None:
     """Two tensors that get one name are an error, not a race."""
-    with _folder() as folder:
-        _write(folder, {**_prefixed(), "scale": _numbers(2)})
-        expect_error(
-            "module.scale and scale",
-            lambda: p.load_renamed(_Model(), folder, _strip),
-            ValueError,
-            "scale",
-        )
+    scale = {"scale": _numbers(2)}
+    inside = {"a": {**_prefixed(), **scale}}
+    _expect_not_renamed(p, "module.scale and scale", inside, "scale")
+    inside = {
+        "a": _prefixed(),
+        "b": {"module.scale": _numbers(2), "angles": scale["scale"]},
+    }
+    _expect_not_renamed(p, "module.scale in both of two shards", inside, "scale")
 
 
 def _saved(p: SimpleNamespace, tensors: dict[str, Tensor], limit: int) -> Any:
@@ -1256,6 +1389,21 @@ def _sharded_round_trip(p: SimpleNamespace) -> None:
     expect("10 tensors, limit 40: weight_map", index["weight_map"], found)
     for name, tensor in _ten().items():
         expect(f"10 tensors, limit 40: {name}", files[found[name]][name], tensor)
+    kinds = (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)
+    for tensor in (*(_numbers(2).to(kind) for kind in kinds), torch.tensor(7.0)):
+        index, files = _saved(p, {"x": tensor}, 40)
+        read = files[index["weight_map"]["x"]]["x"]
+        given = f"one tensor {list(tensor.shape)} in {tensor.dtype}: shape, dtype"
+        expect(
+            given, [list(read.shape), read.dtype], [list(tensor.shape), tensor.dtype]
+        )
+        expect(f"one tensor {tensor}", read, tensor)
+    with _folder() as folder:
+        one, two = _Model(tied=True), _Model(tied=True)
+        p.save_sharded(one.state_dict(), folder, 24)
+        package.load_weights(two, folder)
+        given = "a model with a tied head, saved, then loaded with load_weights"
+        _expect_loaded(given, two, one.state_dict())
 
 
 @_SUITE.property("save_sharded", hint="close a shard before a tensor that won't fit")
@@ -1284,6 +1432,12 @@ def _sharded_few(p: SimpleNamespace) -> None:
         if len(files) > most:
             given = f"10 tensors of 8 bytes, limit {limit}: shards"
             fail(given, len(files), f"at most {most}")
+    kinds = (torch.float16, torch.float32, torch.float64, torch.int64)
+    mixed = {f"t{i}": _numbers(2).to(kinds[i % 4]) for i in range(10)}
+    _, files = _saved(p, mixed, 1000)
+    if len(files) > 2:
+        given = "10 tensors of four dtypes in turn, limit 1000: shards"
+        fail(given, len(files), "at most 2")
 
 
 @_SUITE.property(
@@ -1300,6 +1454,18 @@ def _sharded_tied(p: SimpleNamespace) -> None:
     given = "embed and head, one tensor: names in the files"
     expect(given, sorted(n for inside in files.values() for n in inside), ["embed"])
     expect("embed and head: weight_map", sorted(index["weight_map"]), ["embed"])
+    for given, tensors, limit, wanted in (
+        ("z, then a, one tensor", {"z": weight, "a": weight.detach()}, 40, ["z"]),
+        (
+            "embed, another, and head, the same as embed",
+            {"embed": weight, "other": weight + 1, "head": weight.detach()},
+            24,
+            ["embed", "other"],
+        ),
+    ):
+        _, files = _saved(p, tensors, limit)
+        got = sorted(n for inside in files.values() for n in inside)
+        expect(f"{given}, limit {limit}: names in the files", got, wanted)
     _, files = _saved(p, {"top": weight[:1], "rest": weight[1:]}, 40)
     given = "top and rest, rows of one matrix: names in the files"
     expect(
@@ -1311,6 +1477,12 @@ def _sharded_tied(p: SimpleNamespace) -> None:
     for given, tensors in (
         ("a matrix and its first row", {"all": weight, "first": weight[:1]}),
         ("two empty tensors", {"a": torch.zeros(0, 2), "b": torch.zeros(3, 0)}),
+        ("two tensors of zeros", {"a": torch.zeros(4), "b": torch.zeros(4)}),
+        (
+            "a square matrix, and turned",
+            {"a": (square := _numbers(2, 2)), "b": square.T},
+        ),
+        ("the same bytes as int32", {"a": weight, "b": weight.view(torch.int32)}),
     ):
         _, files = _saved(p, tensors, 24)  # each in a file of its own
         got = sorted(name for inside in files.values() for name in inside)

@@ -5,8 +5,10 @@ that stretches a bias, one that lets the last shard win.
 """
 
 import ast
+import copy
 import json
 import os
+import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -162,7 +164,117 @@ def cut_off_is_safetensors_error(model, path):
     ORIGINAL_LOAD(model, path)
 
 
+def _on_meta(model, wanted):
+    return [f"no memory: {name}" for name, t in wanted.items() if t.is_meta]
+
+
+def _written_out(
+    compare=torch.equal, on_meta=_on_meta, owner_asked=True, separately=False,
+    quantized_last=False, buffers=None,
+):  # fmt: skip
+    """The package's load_weights, written out so that its steps can be changed."""
+
+    def load_weights(model, path):
+        if not quantized_last:
+            package.refuse_quantized(path)
+        wanted = model.state_dict(keep_vars=True)
+        wanted |= dict(model.named_buffers()) if buffers else {}
+        tied = package.tied_names(wanted)
+        stored = package.under_our_names(
+            wanted, package.stored_tensors(package.weight_files(path))
+        )
+        home = {name: file for name, _, file in stored}
+        problems = ORIGINAL_MISFITS(wanted, stored)
+        if separately:
+            ORIGINAL_REFUSE(path, problems)
+        problems += on_meta(model, wanted)
+        for name, owner in tied.items():
+            if name in home and (owner in home or not owner_asked):
+                two = package._read(home, name), package._read(home, owner)
+                if not compare(*two):
+                    problems.append(f"not tied: {name}, {owner}")
+        ORIGINAL_REFUSE(path, problems)
+        package.refuse_quantized(path)
+        with torch.no_grad():
+            for name in home:
+                wanted[name].copy_(package._read(home, name))
+
+    return load_weights
+
+
+written_out = _written_out()
+tied_if_close = _written_out(compare=torch.allclose)
+tied_if_sums_agree = _written_out(compare=lambda a, b: a.sum() == b.sum())
+tied_shapes_are_trusted = _written_out(compare=lambda a, b: not (a - b).any())
+owner_is_taken_for_granted = _written_out(owner_asked=False)
+misfits_are_refused_alone = _written_out(separately=True)
+quantized_is_asked_late = _written_out(quantized_last=True)
+all_buffers_are_wanted = _written_out(buffers=True)
+meta_if_the_first_is = _written_out(
+    on_meta=lambda model, wanted: (
+        _on_meta(model, wanted) if next(model.parameters()).is_meta else []
+    )
+)
+meta_of_parameters_alone = _written_out(
+    on_meta=lambda model, wanted: _on_meta(model, dict(model.named_parameters()))
+)
+meta_without_names = _written_out(
+    on_meta=lambda model, wanted: ["on meta"] if _on_meta(model, wanted) else []
+)
+
+
+def shards_are_copied_one_by_one(model, path):
+    for file in package.weight_files(path):
+        wanted = model.state_dict()
+        stored = package.under_our_names(wanted, package.stored_tensors([file]))
+        if not ORIGINAL_MISFITS({n: wanted.get(n, t) for n, t, _ in stored}, stored):
+            state = load_file(file)
+            names = [name for name in state if name in wanted]
+            model.load_state_dict({n: state[n] for n in names}, strict=False)
+    ORIGINAL_LOAD(model, path)
+
+
+def parameters_are_new_ones(model, path):
+    _into_new_parameters(model, lambda fresh: ORIGINAL_LOAD(fresh, path))
+
+
+def _into_new_parameters(model, load):
+    """Load into a copy, and give the model the copy's parameters."""
+    if package.tied_names(model.state_dict(keep_vars=True)):
+        load(model)
+    else:
+        fresh = copy.deepcopy(model)
+        load(fresh)
+        model.load_state_dict(fresh.state_dict(), assign=True)
+
+
 # ----- mutants of the rest
+
+
+def falls_back_to_one_file(path):
+    try:
+        return ORIGINAL_FILES(path)
+    except FileNotFoundError:
+        if (path / "model.safetensors").is_file():
+            return [path / "model.safetensors"]
+        raise
+
+
+def folders_are_cut_off(path):
+    files = ORIGINAL_FILES(path)
+    return [path / file.name for file in files]
+
+
+def ckpt_is_no_pickle(path):
+    with mock.patch.object(package, "_PICKLES", ("*.bin", "*.pt", "*.pth")):
+        return ORIGINAL_FILES(path)
+
+
+def pickles_come_first(path):
+    files = ORIGINAL_FILES(path)
+    if files[0].name == "b.safetensors" and list(path.glob("*.bin")):
+        raise ValueError("pytorch_model.bin")
+    return files
 
 
 def the_index_leads_anywhere(path):
@@ -676,7 +788,11 @@ MUTANTS = {
         parameters_are_replaced, tied_copy_is_not_compared,
         cut_off_is_safetensors_error, float8_is_a_float, quantized_is_fine,
         only_gptq_is_refused, the_whole_name_or_none, old_tables_are_unexpected,
-        any_name_with_inv_freq_goes, what_nobody_wants_goes,
+        any_name_with_inv_freq_goes, what_nobody_wants_goes, tied_if_close,
+        tied_if_sums_agree, tied_shapes_are_trusted, owner_is_taken_for_granted,
+        misfits_are_refused_alone, quantized_is_asked_late, all_buffers_are_wanted,
+        meta_if_the_first_is, meta_of_parameters_alone, meta_without_names,
+        shards_are_copied_one_by_one, parameters_are_new_ones,
     ],
     "check_layers": [
         layers_are_counted_from_one, layers_in_the_order_of_letters,
@@ -695,7 +811,8 @@ MUTANTS = {
         every_safetensors_file, shards_unchecked, a_file_for_each_tensor,
         pickles_as_last_resort, only_bin_is_a_pickle, first_of_several,
         the_index_leads_anywhere, dots_are_refused_alone, links_are_outside,
-        the_index_is_trusted,
+        the_index_is_trusted, falls_back_to_one_file, folders_are_cut_off,
+        ckpt_is_no_pickle, pickles_come_first,
     ],
     "eos_token_ids": [
         ends_of_the_tokenizer, ends_without_zero, ends_of_both_files,
@@ -870,6 +987,83 @@ def renames_and_stops_at_the_first(model, path, rename):
         raise ValueError("\n".join(str(error).splitlines()[:2])) from error
 
 
+def _renamed_with(change=None, compare=None):
+    """The solution, after which a part of the package is changed."""
+    names = SOLVED["load_renamed"].__globals__
+
+    def load_renamed(model, path, rename):
+        changes = {}
+        if change is not None:
+            misfits = lambda wanted, stored: change(ORIGINAL_MISFITS(wanted, stored))  # noqa: E731
+            changes["misfits"] = misfits
+        with mock.patch.dict(names, changes):
+            if compare is None:
+                return SOLVED["load_renamed"](model, path, rename)
+            with mock.patch.object(torch, "equal", compare):
+                return SOLVED["load_renamed"](model, path, rename)
+
+    return load_renamed
+
+
+renames_and_casts_integers = _renamed_with(
+    lambda lines: [line for line in lines if not line.startswith("wrong dtype")]
+)
+renames_and_ties_if_close = _renamed_with(compare=torch.allclose)
+renames_and_ties_by_sum = _renamed_with(compare=lambda a, b: a.sum() == b.sum())
+
+
+def renames_and_says_the_files_names(model, path, rename):
+    theirs = {rename(name): name for name, *_ in ORIGINAL_STORED(ORIGINAL_FILES(path))}
+
+    def said(lines):
+        return [
+            f"{kind}: {theirs.get(rest.split()[0], rest)} [1] [2] {rest.split()[1:]}"
+            for kind, _, rest in (line.partition(": ") for line in lines)
+        ]
+
+    _renamed_with(said)(model, path, rename)
+
+
+def renames_each_name_once(model, path, rename):
+    found = {each[0]: each for each in ORIGINAL_STORED(ORIGINAL_FILES(path))}
+    with mock.patch.dict(
+        SOLVED["load_renamed"].__globals__,
+        stored_tensors=lambda files: list(found.values()),
+    ):
+        SOLVED["load_renamed"](model, path, rename)
+
+
+def renames_the_checkpoint_itself(model, path, rename):
+    found = [name for name, *_ in ORIGINAL_STORED(ORIGINAL_FILES(path))]
+    if len({rename(name) for name in found}) < len(found):
+        return SOLVED["load_renamed"](model, path, rename)
+    renames_and_the_last_wins(model, path, rename)
+
+
+def renames_and_unties(model, path, rename):
+    SOLVED["load_renamed"](model, path, rename)
+    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+
+
+def renames_into_new_parameters(model, path, rename):
+    load = SOLVED["load_renamed"]
+    _into_new_parameters(model, lambda fresh: load(fresh, path, rename))
+
+
+def renames_beside_it(model, path, rename):
+    """Right, in another shape: a checkpoint with our names, for load_weights."""
+    state = {}
+    for file in ORIGINAL_FILES(path):
+        for name, tensor in load_file(file).items():
+            if (ours := rename(name)) in state:
+                raise ValueError(f"twice: {ours}")
+            if ours is not None:
+                state[ours] = tensor
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(state, Path(folder) / "model.safetensors")
+        ORIGINAL_LOAD(model, Path(folder))
+
+
 def _save(groups, folder, total=True):
     index = {"metadata": {}, "weight_map": {}}
     if total:
@@ -950,6 +1144,77 @@ def saves_without_the_size(tensors, folder, limit):
     )
 
 
+def _first_of_each(key):
+    def save_sharded(tensors, folder, limit):
+        first = {}
+        for name, tensor in tensors.items():
+            first.setdefault(key(tensor), name)
+        kept = {name: tensors[name].clone() for name in first.values()}
+        SOLVED["save_sharded"](kept, folder, limit)
+
+    return save_sharded
+
+
+saves_one_of_each_value = _first_of_each(lambda t: (t.shape, t.dtype, str(t.tolist())))
+saves_without_the_turned = _first_of_each(lambda t: (t.data_ptr(), t.shape, t.dtype))
+saves_one_of_all_dtypes = _first_of_each(
+    lambda t: (t.data_ptr(), t.shape, t.stride())
+)  # fmt: skip
+
+
+def saves_in_float32(tensors, folder, limit):
+    SOLVED["save_sharded"]({n: t.float() for n, t in tensors.items()}, folder, limit)
+
+
+def saves_in_the_order_of_letters(tensors, folder, limit):
+    SOLVED["save_sharded"](dict(sorted(tensors.items())), folder, limit)
+
+
+def saves_a_shard_for_each_dtype(tensors, folder, limit):
+    groups = {}
+    for name, tensor in _untied(tensors).items():
+        groups.setdefault(tensor.dtype, {})[name] = tensor
+    if len(groups) < 2:
+        return SOLVED["save_sharded"](tensors, folder, limit)
+    _save(list(groups.values()), folder)
+
+
+def saves_scalars_as_lists(tensors, folder, limit):
+    tensors = {n: t if t.dim() else t.view(1) for n, t in tensors.items()}
+    SOLVED["save_sharded"](tensors, folder, limit)
+
+
+def saves_where_there_is_room(tensors, folder, limit):
+    """Right, in another shape: each tensor goes to the first shard that it fits."""
+    groups, kept = [], []
+    for name, tensor in tensors.items():
+        place = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        if place in kept:
+            continue
+        kept.append(place)
+        for group in groups:
+            if sum(t.nbytes for t in group.values()) + tensor.nbytes <= limit:
+                group[name] = tensor.clone()
+                break
+        else:
+            groups.append({name: tensor.clone()})
+    _save(groups, folder)
+
+
+@pytest.mark.parametrize(
+    "name, piece",
+    [
+        ("load_weights", written_out),
+        ("load_renamed", renames_beside_it),
+        ("save_sharded", saves_where_there_is_room),
+    ],
+    ids=name_of,
+)
+def test_right_answers_of_another_shape_pass(name, piece, capsys):
+    checks.model_loader(**{name: piece})
+    assert "✗" not in capsys.readouterr().out
+
+
 EXERCISE_MUTANTS = {
     "predict_complaints": [
         predicts_the_tied_head, predicts_that_a_bias_stretches, predicts_nothing,
@@ -960,13 +1225,19 @@ EXERCISE_MUTANTS = {
         renames_after_it_compared, renames_loosely, renames_and_the_last_wins,
         renames_none_to_none, renames_the_first_shard, renames_and_the_head_wins,
         renames_and_drops_the_head, renames_and_allows_no_head,
-        renames_and_stops_at_the_first,
+        renames_and_stops_at_the_first, renames_and_casts_integers,
+        renames_and_ties_if_close, renames_and_ties_by_sum, renames_each_name_once,
+        renames_and_says_the_files_names, renames_the_checkpoint_itself,
+        renames_and_unties, renames_into_new_parameters,
     ],
     "save_sharded": [
         saves_a_shard_for_each, saves_one_shard, saves_by_count_of_elements,
         saves_tied_tensors_twice, saves_without_the_last_shard, saves_without_an_index,
         saves_without_the_size, saves_one_of_each_storage, saves_one_of_each_address,
-        saves_four_bytes_a_number, saves_and_empties,
+        saves_four_bytes_a_number, saves_and_empties, saves_one_of_each_value,
+        saves_without_the_turned, saves_one_of_all_dtypes, saves_in_float32,
+        saves_in_the_order_of_letters, saves_a_shard_for_each_dtype,
+        saves_scalars_as_lists,
     ],
 }  # fmt: skip
 
