@@ -847,14 +847,16 @@ def _bad_rows(p: SimpleNamespace) -> None:
 )
 def _bad_rows_draw_nothing(p: SimpleNamespace) -> None:
     """A row that can't be sampled is refused, and moves nobody's generator."""
-    for order in ([0, 1], [1, 0]):
+    cases = [(order, (1, 2)) for order in ([0, 1], [1, 0])]
+    for order, seeds in (*cases, ([0, 1], (1, None)), ([0, 1], (None, 2))):
         logits = torch.tensor([[0.0, 0.0], [math.nan, 0.0]])[order]
-        rows = [_row(seed=1), _row(seed=2)]
-        given = f"a row [0, 0] and a row [nan, 0], both seeded, in order {order}"
-        before = [row.generator.get_state() for row in rows]
+        rows = [_row(seed=seed) for seed in seeds]
+        given = f"a row [0, 0] and a row [nan, 0], in order {order}, seeds {seeds}"
+        own = [row.generator for row in rows if row.generator]
+        before = [generator.get_state() for generator in own]
         expect_error(given, lambda: p.sample(logits, rows), ValueError, "row")  # noqa: B023
-        for state, row in zip(before, rows, strict=True):
-            if not torch.equal(row.generator.get_state(), state):
+        for state, generator in zip(before, own, strict=True):
+            if not torch.equal(generator.get_state(), state):
                 fail(f"{given}: a generator, afterwards", "has moved", "is as it was")
 
 

@@ -357,6 +357,10 @@ MUTANTS = {
         sampler, "(logprobs > chosen).sum(-1) + 1",
         "(logprobs[:1] > logprobs[0, token_ids].unsqueeze(-1)).sum(-1) + 1",
         "A rank of 1"),
+    "one_free_row_puts_the_check_off": (
+        sampler, "seeded = any(row.generator is not None for row in rows)",
+        "seeded = all(row.generator is not None for row in rows)",
+        "moves nobody's generator"),
     "filters_in_half_precision": (
         sampler, "    logits = logits.float()\n"
         "    seeded = any(row.generator is not None for row in rows)\n"
