@@ -202,6 +202,10 @@ def _short_passes(p: SimpleNamespace) -> None:
     ):
         got = p.priority_of(*short) < p.priority_of(*long)
         expect(f"(tokens, arrival) {short} goes before {long}", got, True)
+    for step in range(5_000):  # also across the border of any epoch
+        short, long = (5, step + 2), (50, step)
+        if not p.priority_of(*short) < p.priority_of(*long):
+            fail(f"(tokens, arrival) {short} goes before {long}", False, True)
 
 
 @_SUITE.property("priority_of", hint="two that are alike should be served as they came")

@@ -87,6 +87,7 @@ WRONG = {
         lambda tokens, arrival: tokens - arrival,  # worse with age
         lambda tokens, arrival: arrival + 1001 * tokens,  # passed a little too long
         lambda tokens, arrival: 1000 * (arrival // 10) + tokens,  # passes in rounds
+        lambda tokens, arrival: 10**6 * (arrival // 100) + tokens,  # in longer ones
         lambda tokens, arrival: 10 * arrival + tokens,  # waits hardly less
         lambda tokens, arrival: arrival + isqrt(tokens),
         lambda tokens, arrival: arrival + 2 * tokens if arrival % 7 else 10**9,
