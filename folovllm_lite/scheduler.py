@@ -151,7 +151,7 @@ class Scheduler:
         """Choose the work of the next step and give it its memory."""
         step = Step()
         budget = self._continue(step)
-        for work in step.work.values():  # nothing loses its place any more
+        for work in step.work.values():  # nobody loses memory any more
             self.memory.offer(work.seq, work.end)
         if not step.preempted:  # what has just lost its memory must not take it back
             self._admit(step, budget)
