@@ -497,8 +497,8 @@ def _expect_no_waste(
     "how many are still wanted?",
 )
 def _no_waste(p: SimpleNamespace) -> None:
-    """Nothing is run twice, nor behind an end, nor guesses that max_tokens leaves no
-    room for.
+    """Nothing is run twice, nor a pass after the end, nor guesses that max_tokens
+    leaves no room for.
     """
     model = _tiny()
     prompt = _PROMPTS[1]
