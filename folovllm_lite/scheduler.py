@@ -91,7 +91,7 @@ def whole(missing: int, budget: int) -> int:
 
 
 def chunk(missing: int, budget: int) -> int:
-    """The same with chunked prefill: as many as the budget leaves."""
+    """Of the missing tokens as many as the budget leaves: chunked prefill."""
     return min(missing, budget)
 
 
@@ -101,7 +101,7 @@ def as_they_came(running: list[Sequence]) -> list[Sequence]:
 
 
 def decodes_first(running: list[Sequence]) -> list[Sequence]:
-    """The same with chunked prefill: a chunk keeps nobody waiting who decodes."""
+    """Whose turn it is with chunked prefill: a chunk holds up nobody who decodes."""
     return sorted(running, key=lambda seq: seq.num_missing > 1)  # stable: order stays
 
 

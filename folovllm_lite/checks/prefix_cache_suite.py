@@ -230,7 +230,7 @@ def _past(p: SimpleNamespace) -> None:
 
 @_SUITE.property("PrefixCache", hint="the salt is the parent of the first block")
 def _salts(p: SimpleNamespace) -> None:
-    """Sequences share only with those of the same cache_salt; none is a salt too."""
+    """Sequences share only if they have the same cache_salt, or if both have none."""
     for mine, other in (
         (b"", b"s"),
         (b"s", b""),
@@ -274,7 +274,7 @@ def _pieces(p: SimpleNamespace) -> None:
     "PrefixCache", hint="a hit is named already; where does the rest begin?"
 )
 def _goes_on(p: SimpleNamespace) -> None:
-    """Who begins with hits is found as far as he has computed himself."""
+    """A sequence that begins with hits offers what it fills behind them as well."""
     pool, cache = _pool(p)
     _begin(pool, _seq([1, 2, 3]))
     two = _begin(pool, _seq([1, 2, 3, 4, 5, 6, 7], "b"))
