@@ -399,6 +399,13 @@ def _quantization(p: SimpleNamespace) -> None:
         ({"config": {}, "quantize_config": {"bits": 4}}, "gptq"),
         ({"config": {}, "quant_config": {"w_bit": 4}}, "awq"),
         ({"quantize_config": {"bits": 4, "quant_method": "marlin"}}, "marlin"),
+        (
+            {
+                "config": {"quantization_config": {"quant_method": "awq"}},
+                "quantize_config": {"bits": 4},
+            },
+            "awq",
+        ),
     ):
         with _folder(**files) as folder:
             found = p.quantization_config(folder)
@@ -406,6 +413,10 @@ def _quantization(p: SimpleNamespace) -> None:
     files = {"config": {"quantization_config": {"bits": 4, "quant_method": "gptq"}}}
     with _folder(**files) as folder:
         expect(f"{files}: bits", p.quantization_config(folder)["bits"], 4)
+    with _folder(config={"quantization_config": "awq"}) as folder:
+        call = lambda: p.quantization_config(folder)  # noqa: E731
+        given = "config.json: quantization_config is the text 'awq'"
+        expect_error(given, call, ValueError, "awq")
 
 
 # ----- which files hold the weights
@@ -528,7 +539,8 @@ def _broken_index(p: SimpleNamespace) -> None:
     cases += [
         (f"is {text}", text)
         for text in ("{}", '{"weight_map": []}', '{"weight_map": {"x": 1}}',
-                     '{"weight_map": {}}')
+                     '{"weight_map": {}}', '{"weight_map": ["a"]}',
+                     '{"weight_map": {"x": "model.safetensors", "y": 1}}')
     ]  # fmt: skip
     for what, text in cases:
         with _folder() as folder:
@@ -574,6 +586,12 @@ def _arrive(p: SimpleNamespace) -> None:
         for name, parameter in held.items():
             given = f"a checkpoint that fits: {name}, as somebody held it before"
             expect(given, parameter, _tensors()[name])
+    with _folder() as folder:
+        _write(folder, {"gain": torch.tensor(7.0)})
+        model = nn.Module()
+        model.register_buffer("gain", torch.tensor(1.0))
+        p.load_weights(model, folder)
+        expect("a buffer without dimensions, the file says 7", model.gain, 7.0)
 
 
 @_SUITE.property("load_weights", hint="what the model wants, minus what you have seen")
