@@ -276,7 +276,7 @@ def round_to_nearest(weight: Tensor, config: GPTQConfig) -> Quantized:
 class Hessian:
     """Which inputs of a layer matter: the mean of x x^T over all tokens, [K, K].
 
-    A change of the weights by D changes the outputs' squares by trace(D H D^T): it is
+    A change of the weights by D changes the outputs, squared, by trace(D H D^T): H is
     the Hessian of that error, but for a factor of 2 which changes nothing here.
     """
 
