@@ -26,7 +26,7 @@ def _integer(name: str, value: Any, least: int, optional: bool = False) -> None:
     if value < least:
         wanted = {0: "non-negative", 1: "positive"}[least]
         raise ValueError(f"{name} must be {wanted}, got {value}")
-    if value >= 2**63:  # no tensor holds it, and no generator takes it for a seed
+    if value >= 2**63:  # a tensor's ints have 64 bits, one for the sign
         raise ValueError(f"{name} must be below 2**63, got {value}")
 
 
