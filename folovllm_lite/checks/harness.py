@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, FunctionType, ModuleType, SimpleNamespace
+from types import FrameType, FunctionType, ModuleType, NoneType, SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
@@ -165,7 +165,12 @@ class Suite:
             if getattr(piece, "__module__", None) == home
         }
         borrowers = [getattr(method, "__globals__", {}) for method in methods]
-        before = [{n: names[n] for n in theirs if n in names} for names in borrowers]
+        lent_never = ModuleType, NoneType  # a stranger's, or not there
+        # A module may go by a piece's name (`from folovllm_lite import gptq`).
+        before = [
+            {n: names[n] for n in theirs if not isinstance(names.get(n), lent_never)}
+            for names in borrowers
+        ]
         try:
             for names, old in zip(borrowers, before, strict=True):
                 names.update({name: theirs[name] for name in old})

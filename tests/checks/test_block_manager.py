@@ -327,8 +327,8 @@ MUTANTS = {
     ),
     "its_own_moves_are_dropped": (
         "_released_move",
-        ("        # From the end: with", "        own = list(seq.block_ids)\n"
-         "        # From the end: with"),
+        ("        # From the end: a list", "        own = list(seq.block_ids)\n"
+         "        # From the end: a list"),
         ('if m[0] == "out" or self.refs[m[2]]', 'if m[0] == "out" or m[2] not in own'),
     ),
     "a_fork_shares_the_block_ahead": (

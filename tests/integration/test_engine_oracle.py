@@ -142,6 +142,12 @@ class Machine(RuleBasedStateMachine):
         )
         self.asked[name] = (prompt, params)
 
+    @rule(count=st.integers(1, 9), params=params(), priority=st.integers(0, 2))
+    def add_twins(self, count, params, priority):
+        """The second finds in the first's blocks what is computed in this very step."""
+        for _ in range(2):
+            self.add(_SHARED[:count], params, priority)
+
     @rule(steps=st.integers(1, 12))
     def step(self, steps):
         for _ in range(steps):
