@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.notebooks.course import cell_metadata, notebooks
+from tests.notebooks.course import NOTEBOOKS, ROOT, cell_metadata, notebooks, read
 from tests.notebooks.lint import (
     HYGIENE,
     SECTIONS,
@@ -364,6 +366,23 @@ def test_a_lesson_that_keeps_the_rules_leaves_the_list(tmp_path):
     made = notebook(lesson_cells())
     made["cells"][0]["source"] = "# 03\n**Time:** 25 minutes"
     assert lint(write(path, made), long={"03_sampler.ipynb"}) == []
+
+
+def test_the_readme_tells_the_hours_of_all_cards():
+    """It said 10 hours of exercises when the cards had come to 14."""
+    reading = writing = 0
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        card = " ".join(read(path)["cells"][0]["source"].split())
+        reading += int(re.search(r"\*\*Time:\*\* (\d+) minutes", card)[1])
+        own = re.search(r"about (\d+) (?:more )?for \*your turn\*", card)
+        writing += int(own[1]) if own else 0
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    told = re.search(
+        r"takes about (\d+) hours, and what you write yourself about (\d+) more", text
+    )
+    assert [int(told[1]), int(told[2])] == [
+        pytest.approx(minutes / 60, abs=0.75) for minutes in (reading, writing)
+    ]
 
 
 def test_what_a_first_reader_meets():
