@@ -46,6 +46,12 @@ def _hits(pool: BlockManager, tokens: Iterable[Any]) -> int:
     return len(pool.free.find(_seq(tokens, "ask")))
 
 
+def _hits_after(pool: BlockManager, takes: int, *texts: str) -> list[int]:
+    for _ in range(takes):
+        pool.free.take()
+    return [_hits(pool, text) for text in texts]
+
+
 def _all_hold(suite: Suite, **pieces: Any) -> None:
     """What another suite asks; the first mistake is told as that suite tells it."""
     together = SimpleNamespace(**{**vars(suite.module), **pieces})
@@ -173,9 +179,8 @@ def _else_the_same(p: SimpleNamespace) -> None:
 # ----- 3. Design
 
 
-def _frequent(p: SimpleNamespace, blocks: int) -> tuple[BlockManager, Any]:
-    cache = p.FrequencyCache(blocks, 2)
-    return BlockManager(blocks, 2, cache), cache
+def _frequent(p: SimpleNamespace, blocks: int) -> BlockManager:
+    return BlockManager(blocks, 2, p.FrequencyCache(blocks, 2))
 
 
 @_SUITE.property("FrequencyCache", hint="which promises has every free list?")
@@ -187,8 +192,8 @@ def _is_a_prefix_cache(p: SimpleNamespace) -> None:
 @_SUITE.property("FrequencyCache", hint="who was claimed most often, and who last?")
 def _fewest_uses(p: SimpleNamespace) -> None:
     """The one with the fewest uses is given up, whenever they were."""
-    pool, cache = _frequent(p, 4)
-    other, _ = _frequent(p, 4)
+    pool = _frequent(p, 4)
+    other = _frequent(p, 4)
     for text in ("ABa", "CDa", "ABb", "ABc", "CDb", "EFa"):
         _visit(pool, text)
     for text in ("ABa", "CDa", *["EFa"] * 5):  # the same blocks, of another pool
@@ -196,19 +201,16 @@ def _fewest_uses(p: SimpleNamespace) -> None:
     given = "4 blocks of 2: AB is used twice, CD once, later, EF never, last"
     orders = []
     for _ in range(4):
-        cache.take()
-        orders.append([_hits(pool, text) for text in ("ABx", "CDx", "EFx")])
+        orders.append(_hits_after(pool, 1, "ABx", "CDx", "EFx"))
     wanted = [[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
     expect(f"{given}: hits of each, after 1 to 4 takes", orders, wanted)
-    pool, cache = _frequent(p, 4)
+    pool = _frequent(p, 4)
     for text in (*["ABa"] * 10, *["CDa"] * 9):
         _visit(pool, text)
-    for _ in range(3):
-        cache.take()
-    got = [_hits(pool, text) for text in ("ABx", "CDx")]
+    got = _hits_after(pool, 3, "ABx", "CDx")
     given = "4 blocks of 2: AB is used 9 times, then CD 8 times, 3 takes"
     expect(f"{given}: hits of AB and CD", got, [1, 0])
-    pool, cache = _frequent(p, 4)
+    pool = _frequent(p, 4)
     slow = _seq("ABa", "slow")
     pool.place(slow, 3)
     for end in (1, 2, 3, 3, 3):
@@ -216,9 +218,7 @@ def _fewest_uses(p: SimpleNamespace) -> None:
     pool.release(slow)
     for text in ("CDa", "CDb"):
         _visit(pool, text)
-    for _ in range(3):
-        cache.take()
-    got = [_hits(pool, text) for text in ("ABx", "CDx")]
+    got = _hits_after(pool, 3, "ABx", "CDx")
     given = (
         "4 blocks of 2: AB is offered often and never used, CD is used once, 3 takes"
     )
@@ -228,14 +228,13 @@ def _fewest_uses(p: SimpleNamespace) -> None:
 @_SUITE.property("FrequencyCache", hint="what does min do with equals?")
 def _oldest_of_equals(p: SimpleNamespace) -> None:
     """Of those with equally many uses the longest unused goes first."""
-    pool, cache = _frequent(p, 4)
+    pool = _frequent(p, 4)
     for text in ("ABa", "CDa", "EFa", "CDb", "ABb", "EFb"):
         _visit(pool, text)
     given = "4 blocks of 2: AB, CD, EF are used once each, CD first, then AB"
     orders = []
     for _ in range(4):
-        cache.take()
-        orders.append([_hits(pool, text) for text in ("ABx", "CDx", "EFx")])
+        orders.append(_hits_after(pool, 1, "ABx", "CDx", "EFx"))
     wanted = [[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]]
     expect(f"{given}: hits of each, after 1 to 4 takes", orders, wanted)
 
@@ -243,14 +242,12 @@ def _oldest_of_equals(p: SimpleNamespace) -> None:
 @_SUITE.property("FrequencyCache", hint="who asks, and never comes?")
 def _asking_is_no_use(p: SimpleNamespace) -> None:
     """To ask with find changes nothing, however often."""
-    pool, cache = _frequent(p, 3)
+    pool = _frequent(p, 3)
     for text in ("ABa", "CDa", "CDb"):
         _visit(pool, text)
     for _ in range(9):
         _hits(pool, "ABx")
-    cache.take()
-    cache.take()
-    got = [_hits(pool, text) for text in ("ABx", "CDx")]
+    got = _hits_after(pool, 2, "ABx", "CDx")
     given = "3 blocks of 2: CD is used once, AB is asked for 9 times, 2 takes"
     expect(f"{given}: hits of each", got, [0, 1])
 
@@ -259,7 +256,7 @@ def _asking_is_no_use(p: SimpleNamespace) -> None:
 def _starts_at_nought(p: SimpleNamespace) -> None:
     """What a given-up block holds next has no uses; nor has anything after clear()."""
     for how in ("taken by another", "cleared"):
-        pool, cache = _frequent(p, 3)
+        pool = _frequent(p, 3)
         for text in ("ABa", "ABb", "ABc", "ABd"):
             _visit(pool, text)
         if how == "cleared":
@@ -268,17 +265,13 @@ def _starts_at_nought(p: SimpleNamespace) -> None:
             _visit(pool, "123456")  # takes every block
         taken = [_visit(pool, text) for text in ("GHa", "IJa", "IJb")]
         expect(f"AB is {how}, then GH, IJ, IJ: found", taken, [0, 0, 2])
-        cache.take()
-        cache.take()
-        got = [_hits(pool, text) for text in ("GHx", "IJx")]
+        got = _hits_after(pool, 2, "GHx", "IJx")
         given = f"3 blocks of 2, AB is used 3 times and {how}; GH never, IJ once"
         expect(f"{given}, 2 takes: hits of GH and IJ", got, [0, 1])
-    pool, cache = _frequent(p, 4)
+    pool = _frequent(p, 4)
     for text in ("ABa", "ABb", "ABc", "12345678", "ABd", "CDa", "CDb"):
         _visit(pool, text)
-    for _ in range(3):
-        cache.take()
-    got = [_hits(pool, text) for text in ("ABx", "CDx")]
+    got = _hits_after(pool, 3, "ABx", "CDx")
     given = "4 blocks of 2, AB is used twice, given up, comes again; CD is used once"
     expect(f"{given}, 3 takes: hits of AB and CD", got, [0, 1])
 
@@ -286,7 +279,7 @@ def _starts_at_nought(p: SimpleNamespace) -> None:
 @_SUITE.property("FrequencyCache", hint="what does it do that LRU doesn't?")
 def _survives_a_flood(p: SimpleNamespace) -> None:
     """A system prompt that is used survives long texts that come once."""
-    pool, _ = _frequent(p, 8)
+    pool = _frequent(p, 8)
     for letter in "abcd":
         _visit(pool, "SYSTEM" + letter)
     for number in range(6):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, FunctionType, ModuleType, NoneType, SimpleNamespace
+from types import FrameType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
@@ -165,10 +165,13 @@ class Suite:
             if getattr(piece, "__module__", None) == home
         }
         borrowers = [getattr(method, "__globals__", {}) for method in methods]
-        lent_never = ModuleType, NoneType  # a stranger's, or not there
         # A module may go by a piece's name (`from folovllm_lite import gptq`).
         before = [
-            {n: names[n] for n in theirs if not isinstance(names.get(n), lent_never)}
+            {
+                name: names[name]
+                for name in theirs.keys() & names
+                if not isinstance(names[name], ModuleType)
+            }
             for names in borrowers
         ]
         try:

@@ -208,7 +208,7 @@ def serves_and_leaves_when_idle(arrivals):
             return
 
 
-def _serving(arrange=None, drop=None, queue=None):
+def _serving(arrange=None, drop=None, queue=None, looks=True):
     """`serve` with one of its thoughts changed."""
 
     def serve(arrivals):
@@ -222,7 +222,7 @@ def _serving(arrange=None, drop=None, queue=None):
                 index, (_, job) = later.popleft()
                 waiting.append((index, job))
             index, job = waiting.popleft()
-            if job.finished:
+            if looks and job.finished:
                 ticks = drop(index, job) if drop else 0
                 if isinstance(ticks, tuple):
                     yield ticks
@@ -232,7 +232,8 @@ def _serving(arrange=None, drop=None, queue=None):
             job.step()
             clock += 1
             yield index, job.output()
-            waiting.append((index, job))
+            if looks or not job.finished:
+                waiting.append((index, job))
 
     return serve
 
@@ -257,23 +258,7 @@ later_ones_begin_backwards = _serving(
 a_finished_job_costs_a_tick = _serving(drop=lambda index, job: 1)
 a_finished_job_gives_an_output = _serving(drop=lambda i, job: (i, job.output()))
 one_queue_for_all = _serving(queue=deque())
-
-
-def looks_only_after_its_own_steps(arrivals):
-    later = deque(sorted(enumerate(arrivals), key=_tick))
-    queue, clock = deque(), 0
-    while later or queue:
-        if not queue:
-            clock = max(clock, later[0][1][0])
-        while later and later[0][1][0] <= clock:
-            index, (_, job) = later.popleft()
-            queue.append((index, job))
-        index, job = queue.popleft()
-        job.step()
-        clock += 1
-        yield index, job.output()
-        if not job.finished:
-            queue.append((index, job))
+looks_only_after_its_own_steps = _serving(looks=False)
 
 
 def looks_when_it_comes(arrivals):
