@@ -89,7 +89,7 @@ class LLMEngine:
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._states: dict[str, RequestState] = {}
         self._running = threading.Lock()  # held by a step
-        self._torn = False  # a step, and what an error asks for, were both interrupted
+        self._torn = False  # something was cut short that can't be done again
         self._to_abort: list[tuple[str, str | None]] = []
         self._arrivals = itertools.count()
         self._counts = {"steps": 0, "tokens": 0, "preemptions": 0}
@@ -126,8 +126,7 @@ class LLMEngine:
     def check(self, request_id: str, prompt: Prompt, params: SamplingParams) -> Request:
         """Make a request, or raise what `add_request` raises; nothing is queued."""
         if isinstance(params, SamplingParams):
-            # A copy, checked anew: it may have been changed since it was made, and what
-            # the caller does with it later changes nothing here.
+            # A copy, checked anew: its owner may have changed it, or may do so later.
             params = replace(params)
         text, ids = self.processor.process(prompt, params)
         salt = prompt.get("cache_salt") if isinstance(prompt, dict) else None
@@ -187,10 +186,11 @@ class LLMEngine:
 
     def _drop_noted(self) -> None:
         if self._torn:
-            self.clear("a step was interrupted, and what followed from it too")
+            self.clear("something was interrupted, and what followed from it too")
         while self._to_abort:
-            self._drop(*self._to_abort[-1])
-            self._to_abort.pop()
+            self._torn = True  # half of a release, done again, counts a block twice
+            self._drop(*self._to_abort.pop())
+            self._torn = False
 
     def _drop(self, request_id: str, reason: str | None) -> None:
         state = self._states.get(request_id)
@@ -265,10 +265,10 @@ class LLMEngine:
 
     def clear(self, reason: str) -> None:
         """Abort everything, and begin with an empty memory."""
+        self._torn = True  # until all of it is done
         for state in self._states.values():
             state.abort(reason)
-        self._states.clear()
-        self._to_abort.clear()
+        self._states, self._to_abort = {}, []
         self.scheduler.clear()
         self._torn = False
 

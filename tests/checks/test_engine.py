@@ -340,9 +340,9 @@ MUTANTS = {
     ),
     "cleared_before_it_is": (
         "_cut_short_twice",
-        "            state.abort(reason)\n        self._states.clear()\n",
+        "            state.abort(reason)\n        self._states, self",
         "            state.abort(reason)\n        self._torn = False\n"
-        "        self._states.clear()\n",
+        "        self._states, self",
     ),
     "only_a_step_looks": (
         "_cut_short_twice",
@@ -354,23 +354,26 @@ MUTANTS = {
         "        self._settle()\n        if request_id in self._states:\n",
         "        if request_id in self._states:\n",
     ),
+    "an_abort_is_begun_unnoted": (
+        "_abort_cut_short",
+        "            self._torn = True  # half of a release, done again, counts a block"
+        " twice\n",
+        "",
+    ),
+    "an_abort_is_done_again": (
+        "_abort_cut_short",
+        "            self._torn = True  # half of a release, done again, counts a block"
+        " twice\n            self._drop(*self._to_abort.pop())\n"
+        "            self._torn = False\n",
+        "            self._drop(*self._to_abort[-1])\n"
+        "            self._to_abort.pop()\n",
+    ),
     "an_abort_is_forgotten_before_it_is_done": (
         "_abort_cut_short",
-        "self._drop(*self._to_abort[-1])\n            self._to_abort.pop()\n",
-        "self._drop(*self._to_abort.pop())\n",
-    ),
-    "unknown_before_it_is_dropped": (
-        "_abort_cut_short",
-        (
-            "            state.abort(reason)\n            for seq",
-            "            del self._states[request_id]\n"
-            "            state.abort(reason)\n            for seq",
-        ),
-        (
-            "                self.scheduler.remove(seq)\n"
-            "            del self._states[request_id]\n",
-            "                self.scheduler.remove(seq)\n",
-        ),
+        "            self._torn = True  # half of a release, done again, counts a block"
+        " twice\n            self._drop(*self._to_abort.pop())\n"
+        "            self._torn = False\n",
+        "            abort = self._to_abort.pop()\n            self._drop(*abort)\n",
     ),
     "arrival_by_who_is_there": (
         "_priorities",

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+import folovllm_lite
 from folovllm_lite import LLM, CacheConfig, SamplingParams, Sequence, engine
 from folovllm_lite.llm import _pool_bytes
 from folovllm_lite.processor import OutputBuilder, TokenTexts
@@ -18,6 +20,7 @@ from tests.helpers import edit_json, make_checkpoint
 
 ONE = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+PACKAGE = str(Path(folovllm_lite.__file__).parent)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,47 @@ def test_a_second_ctrl_c_while_the_first_is_dealt_with(path, monkeypatch, place)
     assert not engine.has_unfinished_requests() and not llm._watchers
     engine.scheduler.memory.check_integrity()
     assert not engine.scheduler.memory.holders
+
+
+@pytest.mark.parametrize("end", ["abort_request", "clear"])
+def test_ctrl_c_at_every_call_of_an_abort(path, end):
+    """Half of a release, done again, once counted a block down to -1."""
+    llm = LLM(str(path), device="cpu", enable_prefix_caching=True, block_size=2)
+    engine, memory = llm.llm_engine, llm.llm_engine.scheduler.memory
+    two = SamplingParams(n=2, seed=1, max_tokens=60, ignore_eos=True)
+    expected = llm.generate("Once", ONE, use_tqdm=False)[0].outputs[0].token_ids
+    number, came = 0, True
+    while came:
+        number, came = number + 1, False
+        engine.add_request("a", "Once upon a time", two)
+        engine.add_request("b", "Once upon a hill", LONG)
+        engine.step()
+        left = number
+
+        def interrupt(frame, event, _):
+            """When calls begin and when C returns: there Python looks for signals."""
+            nonlocal left, came
+            if frame.f_code.co_filename.startswith(PACKAGE):
+                left -= event in ("call", "c_return")
+                if not left:
+                    came = True
+                    sys.setprofile(None)
+                    raise KeyboardInterrupt
+
+        try:
+            sys.setprofile(interrupt)
+            getattr(engine, end)("a")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        engine.abort_request(["a", "b"])
+        assert not engine.has_unfinished_requests(), number
+        assert not memory.holders, number
+        memory.check_integrity()
+        (output,) = llm.generate("Once", ONE, use_tqdm=False)
+        assert output.outputs[0].token_ids == expected, number
+    assert number > 10
 
 
 STORM = """
