@@ -888,48 +888,57 @@ def _cut_short(p: SimpleNamespace) -> None:
         _same(made, f"{given}, another comes", {"d": _wanted(_PROMPTS["d"])})
 
 
-@_SUITE.property("LLMEngine", hint="who notes that it has begun, and who looks?")
-def _cut_short_twice(p: SimpleNamespace) -> None:
-    """If Ctrl-C cuts short what follows an error too, the next call begins anew."""
+def _begins_anew(
+    p: SimpleNamespace, what: str, error: BaseException | None, number: int
+) -> bool:
+    """Fail unless what follows a torn step begins anew; whether it could be torn.
+
+    It is torn by `error` (None: Ctrl-C in `advance`), and by Ctrl-C in the number-th
+    call that takes somebody out. False: there are fewer of them.
+    """
     calls = {
         "add_request": lambda made: _add(made, "d"),
         "step": lambda made: made.step(),
         "abort_request": lambda made: made.abort_request("nobody"),
         "has_unfinished_requests": lambda made: made.has_unfinished_requests(),
     }
+    for name in calls if number == 1 else ("add_request",):
+        made = _two_run(p)
+        made.step()
+        if error is None:
+            _cut(made.scheduler, "advance")
+        else:
+            made.runner.before = _broken(error)
+        left = _cut_books(made, number)
+        is_cut = _is_cut(made.step)
+        if left[0] > 0:
+            return False
+        given = (
+            f"two run, one waits, {what}, then Ctrl-C in call {number} of remove, "
+            f"release, withdraw and clear, then {name}()"
+        )
+        if not is_cut:
+            fail(given, "no error", "KeyboardInterrupt")
+        calls[name](made)
+        if name != "add_request":
+            expect(f"{given}: unfinished", made.has_unfinished_requests(), False)
+            _empty(made, given)
+            _add(made, "d")
+        _same(made, given, {"d": _wanted(_PROMPTS["d"])})
+    return True
+
+
+@_SUITE.property("LLMEngine", hint="who notes that it has begun, and who looks?")
+def _cut_short_twice(p: SimpleNamespace) -> None:
+    """If Ctrl-C cuts short what follows an error too, the next call begins anew."""
     for what, error in (
         ("the model fails", OSError("broken")),
         ("Ctrl-C while the model computes", KeyboardInterrupt()),
         ("Ctrl-C in the scheduler's advance()", None),
     ):
-        for number in range(1, 20):
-            for name in calls if number == 1 else ("add_request",):
-                made = _two_run(p)
-                made.step()
-                if error is None:
-                    _cut(made.scheduler, "advance")
-                else:
-                    made.runner.before = _broken(error)
-                left = _cut_books(made, number)
-                is_cut = _is_cut(made.step)
-                if left[0] > 0:  # there are no more calls
-                    break
-                given = (
-                    f"two run, one waits, {what}, then Ctrl-C in call {number} of "
-                    f"remove, release, withdraw and clear, then {name}()"
-                )
-                if not is_cut:
-                    fail(given, "no error", "KeyboardInterrupt")
-                calls[name](made)
-                if name != "add_request":
-                    left = made.has_unfinished_requests()
-                    expect(f"{given}: unfinished", left, False)
-                    _empty(made, given)
-                    _add(made, "d")
-                _same(made, given, {"d": _wanted(_PROMPTS["d"])})
-            else:
-                continue
-            break
+        number = 1
+        while number < 20 and _begins_anew(p, what, error, number):
+            number += 1
 
 
 def _half(memory: Any) -> None:
