@@ -84,7 +84,7 @@ def sample(
         generator: for the rows without their own; None is PyTorch's global one.
 
     Raises:
-        ValueError: if a row holds NaN or nothing above -inf, naming the row. No row's
+        ValueError: if a row holds NaN, +inf or nothing above -inf, naming it. No row's
             generator has moved.
     """
     logits = logits.float()
@@ -94,7 +94,7 @@ def sample(
     logprobs = logits.log_softmax(-1)  # [N, V]
     token_ids = draw(filter_logits(logits, rows), rows, generator)
     chosen = gather_logprobs(logprobs, token_ids, _largest_logprobs(rows)).cpu()
-    if not seeded and chosen.logprobs.isnan().any():  # a bad row has no other
+    if not seeded and chosen.logprobs.isnan().any():  # all of a bad row's are
         check_logits(logits)
     return chosen
 
