@@ -105,11 +105,13 @@ class Totals:
                 self.counts["passed"] += 1
             seconds[case.get("classname")] += float(case.get("time", 0))
         if name == "notebooks":
+            # Beside a busy process all are slow, and who takes longest is no slower
+            # than the others: a quarter of the whole is allowed then.
+            most = max(NOTEBOOK_SECONDS, sum(seconds.values()) / 4)
             for notebook, spent in seconds.items():
-                if spent > NOTEBOOK_SECONDS:
+                if spent > most:
                     self.failed.append(
-                        f"{notebook} took {spent:.0f} s, at most {NOTEBOOK_SECONDS} "
-                        "are allowed"
+                        f"{notebook} took {spent:.0f} s, at most {most:.0f} are allowed"
                     )
 
     def print(self, seconds: float) -> None:
