@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from folovllm_lite import block_manager as package
-from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
+from folovllm_lite.checks.harness import Suite, expect, expect_error, fail, on
 from folovllm_lite.prefix_cache import PrefixCache
 from folovllm_lite.request import Sequence, SequenceData
 from folovllm_lite.sampling_params import SamplingParams
@@ -935,14 +935,19 @@ def _anything(p: SimpleNamespace) -> None:
     for caching in (False, True):
         for length in (4, 8, 16, 32, 64):
             for seed in range(45, 60):  # 59 swaps out what is yet to be copied
-                _play(p, caching, length, seed)
+                calls: list[str] = []
+                about = f"6 blocks of 2, 3 on the CPU, caching {caching}: "
+                with on(lambda: about + "; ".join(calls)):  # noqa: B023
+                    _play(p, caching, length, seed, calls)
 
 
 _KINDS = ("begin", "go", "go", "fork", "fork", "release", "swap", "back")
 
 
-def _play(p: SimpleNamespace, caching: bool, length: int, seed: int) -> None:
-    """Some random calls of a pool of 6 blocks; books and contents after each.
+def _play(
+    p: SimpleNamespace, caching: bool, length: int, seed: int, calls: list[str]
+) -> None:
+    """Some random calls of a pool of 6 blocks, noted; books and contents after each.
 
     A step is one call or several: its moves are made, and its tokens computed, after
     the last of them.
@@ -952,7 +957,6 @@ def _play(p: SimpleNamespace, caching: bool, length: int, seed: int) -> None:
     there: list[Sequence] = []
     away: list[Sequence] = []
     planned: list[Sequence] = []  # whose tokens the step has yet to compute
-    calls: list[str] = []
     stored: dict[tuple[bool, int], dict[int, tuple]] = {}  # (on the CPU, block): slots
     for number in range(length):
         kind = rng.choice(_KINDS)

@@ -299,6 +299,10 @@ def _dtypes(p: SimpleNamespace) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         for sequences in (((6, 1),), ((40, 1), (0, 5), (9, 6))):
             Step(*sequences, Hq=4, Hkv=2, dtype=dtype).judge(p.context, 0.03)
+    step = Step((0, 3), D=128, dtype=torch.float16)
+    step.q[:], step.keys[0][:] = 30, 30
+    given = f"{step.given}, all of q and k 30: q·k is beyond 65504, float16's largest"
+    expect_close(given, step.attend(p.context), step.wanted(), 0.03)
 
 
 @_SUITE.property("context", hint="which of your operations writes into its input?")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from folovllm_lite import generation as package
-from folovllm_lite.checks.harness import Suite, expect, fail
+from folovllm_lite.checks.harness import Suite, expect, fail, on
 from folovllm_lite.checks.tiny import tiny_config
 from folovllm_lite.kv_cache import ContiguousKVCache
 from folovllm_lite.qwen3 import Qwen3
@@ -118,11 +118,12 @@ def _served(
     jobs = [_Job(length, clock) for _, length in plan]
     arrivals = [(tick, job) for (tick, _), job in zip(plan, jobs, strict=True)]
     found, given = [], list(arrivals)
-    for each in p.serve(given):
-        found.append(each)
-        if len(found) > most:
-            given = f"serve of jobs (tick, steps): {list(plan)}"
-            fail(given, f"more than {most} outputs", "an end")
+    with on(f"serve of jobs (tick, steps): {list(plan)}"):
+        for each in p.serve(given):
+            found.append(each)
+            if len(found) > most:
+                given = f"serve of jobs (tick, steps): {list(plan)}"
+                fail(given, f"more than {most} outputs", "an end")
     same = len(given) == len(arrivals) and all(map(is_, given, arrivals))
     expect(f"jobs (tick, steps) {list(plan)}: arrivals is as it was", same, True)
     return found, jobs
@@ -372,9 +373,9 @@ def _same_tokens(p: SimpleNamespace) -> None:
         truth = _greedy(model, prompt, 40)
         for name, draft in _drafts(prompt, truth):
             for count in (1, 2, 12):
-                with torch.inference_mode():
-                    got = p.speculate(model, list(prompt), draft, count, ())
                 given = f"prompt {prompt}, max_tokens {count}, {name}"
+                with torch.inference_mode(), on(given):
+                    got = p.speculate(model, list(prompt), draft, count, ())
                 expect(given, got, truth[:count])
 
 
@@ -396,11 +397,11 @@ def _fewer_passes(p: SimpleNamespace) -> None:
         ("1 right, then 1 wrong", _oracle_draft(prompt, truth, 2, 2), 7),
         ("12 right guesses", _oracle_draft(prompt, truth, 12), 2),
     ):
-        with _Counted(model) as counted, torch.inference_mode():
+        given = f"13 tokens, each time {name}"
+        with _Counted(model) as counted, torch.inference_mode(), on(given):
             p.speculate(model, list(prompt), draft, count, ())
         got = len(counted.passes)
         if got > wanted:
-            given = f"13 tokens, each time {name}"
             fail(given, f"{got} passes", f"{wanted} passes, the prefill among them")
 
 
@@ -420,15 +421,17 @@ def _ends(p: SimpleNamespace) -> None:
             ("5 right guesses", _oracle_draft(prompt, truth, 5)),
             (f"always guesses {end}", lambda so_far, end=end: [end] * 3),
         ):
-            with torch.inference_mode():
+            given = f"prompt {prompt}, ends ({end},), {name}"
+            with torch.inference_mode(), on(given):
                 got = p.speculate(model, list(prompt), draft, 30, (end,))
-            expect(f"prompt {prompt}, ends ({end},), {name}", got, wanted)
+            expect(given, got, wanted)
     ends = (truth[4], truth[2])
     at = min(truth.index(end) for end in ends)
-    with torch.inference_mode():
+    given = f"prompt {prompt}, ends {ends}, 5 right guesses"
+    with torch.inference_mode(), on(given):
         draft = _oracle_draft(prompt, truth, 5)
         got = p.speculate(model, list(prompt), draft, 30, ends)
-    expect(f"prompt {prompt}, ends {ends}, 5 right guesses", got, truth[: at + 1])
+    expect(given, got, truth[: at + 1])
 
 
 @_SUITE.property(
@@ -448,7 +451,7 @@ def _draft_sees_all(p: SimpleNamespace) -> None:
         return []
 
     mine = list(prompt)
-    with torch.inference_mode():
+    with torch.inference_mode(), on("a draft that appends to its list, and guesses []"):
         got = p.speculate(model, mine, draft, 6, ())
     expect("a draft that appends to its list: the tokens", got, truth)
     expect("a draft that appends to its list: the caller's prompt", mine, prompt)
@@ -476,7 +479,7 @@ def _expect_no_waste(
         guessed.append(min(len(guesses := guess(so_far)), room))
         return guesses
 
-    with _Counted(model) as counted, torch.inference_mode():
+    with _Counted(model) as counted, torch.inference_mode(), on(given):
         output = p.speculate(model, list(prompt), draft, count, ends)
     passes, done = 1, 1
     while done < len(output):
@@ -504,12 +507,12 @@ def _no_waste(p: SimpleNamespace) -> None:
     prompt = _PROMPTS[1]
     truth = _greedy(model, prompt, 40)
     for count, width in ((2, 9), (5, 9), (7, 3)):
-        with _Counted(model) as counted, torch.inference_mode():
+        given = f"prompt of 4, max_tokens {count}, {width} right guesses each time"
+        with _Counted(model) as counted, torch.inference_mode(), on(given):
             draft = _oracle_draft(prompt, truth, width)
             p.speculate(model, list(prompt), draft, count, ())
         most = len(prompt) + count - 1
         if sum(counted.passes) > most:
-            given = f"prompt of 4, max_tokens {count}, {width} right guesses each time"
             fail(given, f"{sum(counted.passes)} tokens run", f"at most {most}")
     for name, guess in _drafts(prompt, truth):
         for count, ends in ((9, ()), (30, (truth[7],))):

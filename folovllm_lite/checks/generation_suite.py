@@ -821,8 +821,8 @@ def _outputs_stay(p: SimpleNamespace) -> None:
     expect(f"{given}: how many logprobs", got, [0, 1, 2, 3, 4])
     got = [each.outputs[0].finish_reason for each in kept]
     expect(f"{given}: finish_reason", got, [None] * 4 + ["length"])
-    got = [each.metrics.finished_time is None for each in kept]
-    expect(f"{given}: metrics.finished_time is None", got, [True] * 4 + [False])
+    known = [each.metrics.first_token_time for each in kept]
+    expect(f"{given}: first_token_time of the first", known[0], None)
 
 
 @_SUITE.property("generate", "Generation", hint="step, then yield what is there so far")
@@ -844,7 +844,12 @@ def _iterates(p: SimpleNamespace) -> None:
         expect(f"{given}, the last: {name}", got, wanted)
 
 
-@_SUITE.property("generate", "Generation", hint="metrics are taken when it happens")
+@_SUITE.property(
+    "generate",
+    "Generation",
+    hint="the first token of all, and the end of the last completion: each is noted "
+    "when it happens, and once",
+)
 def _times(p: SimpleNamespace) -> None:
     """The metrics come in order: arrival of the request, first token, end."""
     job = _job(p, _PROMPT, SamplingParams(seed=5, max_tokens=3), arrival_time=5.0)
@@ -1047,18 +1052,18 @@ def _state_ends(p: SimpleNamespace) -> None:
     status = [seq.status.name for seq in state.request.get_seqs()]
     expect(f"{given}: status", status, ["FINISHED_STOPPED", "RUNNING"])
     expect(f"{given}: finished", [state.finished, state.output().finished], [False] * 2)
-    expect(f"{given}: finished_time", state.output().metrics.finished_time, None)
     _take(state, 1, 4)
     _take(state, 1, 4)
     given += ", completion 1 takes 4, 4"
     status = [seq.status.name for seq in state.request.get_seqs()]
     expect(f"{given}: status", status, ["FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED"])
     expect(f"{given}: finished", [state.finished, state.output().finished], [True] * 2)
-    there = state.output().metrics.finished_time is not None
-    expect(f"{given}: finished_time is there", there, True)
 
 
-@_SUITE.property("RequestState", hint="the first token of all, and the end of the last")
+@_SUITE.property(
+    "RequestState",
+    hint="the first token of all, and the end of the last completion, whatever ends it",
+)
 def _state_times(p: SimpleNamespace) -> None:
     """arrival_time is the request's; first_token_time is set once, by the first token
     of any completion.
@@ -1078,7 +1083,16 @@ def _state_times(p: SimpleNamespace) -> None:
     after = state.output().metrics
     same = after.first_token_time == first
     expect("four tokens: first_token_time is as it was", same, True)
-    expect("... finished_time is not earlier", after.finished_time >= first, True)
+    expect("... finished_time is there", after.finished_time is not None, True)
+    expect("... and is not earlier", after.finished_time >= first, True)
+    state = _state(p, n=2, max_tokens=2)
+    for index in (0, 0, 1):
+        _take(state, index, 4)
+    early = state.output().metrics.finished_time
+    expect("n=2, one completion has ended: finished_time", early, None)
+    state.abort()
+    there = state.output().metrics.finished_time is not None
+    expect("... and the other is aborted: finished_time is there", there, True)
 
 
 @_SUITE.property("RequestState", hint="only those that have not ended are cut short")
@@ -1099,8 +1113,6 @@ def _state_abort(p: SimpleNamespace) -> None:
     status = [seq.status.name for seq in state.request.get_seqs()]
     expect(f"{given}: status", status, ["FINISHED_STOPPED", "FINISHED_ABORTED"])
     expect(f"{given}: finished", [state.finished, output.finished], [True, True])
-    there = output.metrics.finished_time is not None
-    expect(f"{given}: finished_time is there", there, True)
     state = _state(p)
     state.abort()
     expect("abort(): stop_reason", state.output().outputs[0].stop_reason, None)

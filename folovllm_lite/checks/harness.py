@@ -16,7 +16,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, NoReturn
@@ -209,7 +209,8 @@ def _report(each: Property, pieces: SimpleNamespace) -> bool:
         if isinstance(error, NotImplementedError) and calls and calls[-1].is_learners:
             print(f"✗ {each.sentence} (not written yet)")
             return False
-        lines = [f"{type(error).__name__}: {error}", *map(str, calls[-_CALLS:])]
+        lines = [f"input:    {given}" for given in getattr(error, "__notes__", [])]
+        lines += [f"{type(error).__name__}: {error}", *map(str, calls[-_CALLS:])]
     else:
         print(f"✓ {each.sentence}")
         return True
@@ -279,6 +280,10 @@ class _Short(reprlib.Repr):
         if isinstance(value, torch.Tensor):
             small = value.numel() <= 12
             return str(plain(value)) if small else f"a tensor {list(value.shape)}"
+        if is_dataclass(value) and not isinstance(value, type):
+            name = fields(value)[0].name  # of a Sequence its seq_id, and so on
+            first = self.repr1(getattr(value, name, None), level)
+            return f"{type(value).__name__}({first}, …)"
         if isinstance(value, float):
             return repr(plain(value))
         if isinstance(value, torch.nn.Module) or " at 0x" in repr(value):
@@ -288,6 +293,22 @@ class _Short(reprlib.Repr):
 
 def _short(value: Any) -> str:
     return _Short().repr(value)
+
+
+@contextmanager
+def on(given: str | Callable[[], str]) -> Iterator[None]:
+    """Say for which input the judged code is run, should it raise.
+
+    Args:
+        given: the input; or what tells it, where it grows from call to call.
+    """
+    try:
+        yield
+    except _Mismatch:  # has its own
+        raise
+    except Exception as error:
+        error.add_note(given if isinstance(given, str) else given())
+        raise
 
 
 def expect(given: str, got: Any, wanted: Any) -> None:
@@ -310,17 +331,22 @@ def _equal(got: Any, wanted: Any) -> bool:
     return got == wanted
 
 
-def expect_error(given: str, call: Callable[[], Any], error: type, *named: str) -> None:
+def expect_error(
+    given: str, call: Callable[[], Any], error: type, *named: str | tuple[str, ...]
+) -> None:
     """Fail unless `call` raises `error` with a message that names all of `named`.
 
     Those are fields and values: what the message says of them is the author's to word.
+    Of a tuple any will do.
     """
-    about = f" that names {' and '.join(named)}" if named else ""
-    wanted = f"{error.__name__}{about}"
+    groups = [(each,) if isinstance(each, str) else each for each in named]
+    about = " and ".join(" or ".join(group) for group in groups)
+    wanted = error.__name__ + (f" that names {about}" if named else "")
     try:
         got = call()
     except error as raised:
-        if all(_names(str(raised), each) for each in named):
+        said = str(raised)
+        if all(any(_names(said, each) for each in group) for group in groups):
             return
         fail(given, f"{type(raised).__name__}: {raised}", wanted)
     except NotImplementedError:

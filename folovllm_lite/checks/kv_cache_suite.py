@@ -256,12 +256,12 @@ def _advance(p: SimpleNamespace) -> None:
     """Less than 1 token, or more than there is room for, is refused by advance."""
     cache = _new(p.ContiguousKVCache, max_len=4)
     cache.advance(3)
-    for tokens in (0, -1, 2):
+    for tokens, word in ((0, "0"), (-1, "-1"), (2, ("2", "1"))):
         expect_error(
             f"3 of 4 stored: advance({tokens})",
             lambda tokens=tokens: cache.advance(tokens),
             ValueError,
-            str(tokens),
+            word,
         )
         expect(f"after the refused advance({tokens}): length", cache.length, 3)
     cache.advance(1)
@@ -269,7 +269,9 @@ def _advance(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "ContiguousKVCache", hint="the last slot counts: length + T <= max_len"
+    "ContiguousKVCache",
+    hint="the last slot counts: length + T <= max_len; and which number says how many "
+    "were too many?",
 )
 def _refusals(p: SimpleNamespace) -> None:
     """What can't fit is refused with the numbers; what just fits, fits."""
@@ -279,7 +281,8 @@ def _refusals(p: SimpleNamespace) -> None:
     cache = _new(p.ContiguousKVCache, max_len=4)
     _run(cache, [2, 4, 6])
     expect("3 of 4 stored, step(1): average", _average(cache.step(1), [8]), [5.0])
-    for tokens, words in ((2, ["3", "4", "2"]), (0, ["0"]), (-1, ["-1"])):
+    # Of 2 tokens: how many they are, or how many there is room for.
+    for tokens, words in ((2, [("2", "1")]), (0, ["0"]), (-1, ["-1"])):
         expect_error(
             f"3 of 4 stored: step({tokens})",
             lambda tokens=tokens: cache.step(tokens),
@@ -291,9 +294,16 @@ def _refusals(p: SimpleNamespace) -> None:
     expect("a prompt of 2 into max_len 2", _run(whole, [2, 4]), [2.0, 3.0])
 
 
-@_SUITE.property("ContiguousKVCache", hint="two names for one memory make no copy")
+@_SUITE.property(
+    "ContiguousKVCache",
+    hint="two names for one memory make no copy; and where do its next tokens go?",
+)
 def _copies(p: SimpleNamespace) -> None:
     """A copy has the same past and its own future, whoever writes first."""
+    cache = _new(p.ContiguousKVCache)
+    _run(cache, [2, 4])
+    given = "2 of 8 stored, copied: nbytes of the copy"
+    expect(given, cache.copy().nbytes, cache.nbytes)
     _copies_apart(p.ContiguousKVCache)
 
 
@@ -606,7 +616,11 @@ def _packed_positions(p: SimpleNamespace) -> None:
     expect("dtype of positions", got.dtype, torch.int64)
 
 
-@_SUITE.property("PackedContext", hint="a token may see its own sequence, and no other")
+@_SUITE.property(
+    "PackedContext",
+    hint="q, k and v are packed alike: of each, which rows belong to a sequence? Its "
+    "tokens may see no others",
+)
 def _packed_attends(p: SimpleNamespace) -> None:
     """In one pass, every sequence gets the logits that it gets alone."""
     model, texts, caches = _three()
@@ -644,7 +658,11 @@ def _packed_stores(p: SimpleNamespace) -> None:
         _alike(f"text {i}, its last token, alone", got, _uncached(model, text)[-1:])
 
 
-@_SUITE.property("PackedContext", hint="the caller advances, when the step succeeded")
+@_SUITE.property(
+    "PackedContext",
+    hint="the caller advances, when the step succeeded; and who can say that there is "
+    "no room, before a layer has run?",
+)
 def _packed_does_not_advance(p: SimpleNamespace) -> None:
     """A pass moves no length; a cache that is too full is refused before anything."""
     model, texts, caches = _three()

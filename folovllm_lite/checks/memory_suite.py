@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from folovllm_lite.block_manager import BlockManager
-from folovllm_lite.checks.harness import Suite, expect, fail
+from folovllm_lite.checks.harness import Suite, expect, fail, on
 from folovllm_lite.request import Sequence, SequenceData
 from folovllm_lite.sampling_params import SamplingParams
 
@@ -420,15 +420,16 @@ def _reads_what_it_wrote(p: SimpleNamespace) -> None:
     """Whatever happens in whatever order, everybody reads what he has written."""
     for length in (4, 8, 16, 32):
         for seed in range(12):
-            _play(p, length, seed)
+            calls: list[str] = []
+            with on(lambda: f"a new memory, {'; '.join(calls)}"):  # noqa: B023
+                _play(p, length, seed, calls)
 
 
-def _play(p: SimpleNamespace, length: int, seed: int) -> None:
-    """Some random calls; the simulated contents after each, by block_ids."""
+def _play(p: SimpleNamespace, length: int, seed: int, calls: list[str]) -> None:
+    """Some random calls, noted; the simulated contents after each, by block_ids."""
     rng, kept = random.Random(seed), p.Memory()
     contents, most = _Contents(kept), min(6, kept.capacity)
     there: list[Sequence] = []
-    calls: list[str] = []
     for number in range(length):
         seq = rng.choice(there) if there else None
         kind = rng.choice(["place", "place", "grow", "grow", "fork", "release", "swap"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from folovllm_lite import prefix_cache as package
 from folovllm_lite.block_manager import BlockManager
-from folovllm_lite.checks.harness import Suite, expect, expect_error, fail
+from folovllm_lite.checks.harness import Suite, expect, expect_error, fail, on
 from folovllm_lite.request import Sequence, SequenceData
 from folovllm_lite.sampling_params import SamplingParams
 
@@ -198,8 +198,9 @@ def _nothing_early(p: SimpleNamespace) -> None:
     pool.release(one)
     expect("... and are released like that: find", list(cache.find(two)), [])
     _books(pool, "released before anything was offered")
-    pool.place(one, 5)
     for end, count in ((1, 0), (2, 1), (3, 1), (5, 2)):
+        pool, cache = _pool(p)  # at once: offered in pieces it is another property's
+        pool.place(one := _seq(range(5)), 5)
         pool.offer(one, end)
         given = f"blocks of 2, {end} of 5 tokens are offered: find"
         expect(given, list(cache.find(two)), one.block_ids[:count])
@@ -588,16 +589,17 @@ def _true_hits(p: SimpleNamespace) -> None:
     """Whatever happens, what is found holds exactly the tokens that are asked for."""
     for length in (4, 8, 16, 32):
         for seed in range(12):
-            _play(p, length, seed)
+            calls: list[str] = []
+            with on(lambda: f"5 blocks of 2: {'; '.join(calls)}"):  # noqa: B023
+                _play(p, length, seed, calls)
 
 
-def _play(p: SimpleNamespace, length: int, seed: int) -> None:
-    """Some random calls of a pool of 5 blocks; what is found, after each."""
+def _play(p: SimpleNamespace, length: int, seed: int, calls: list[str]) -> None:
+    """Some random calls of a pool of 5 blocks, noted; what is found, after each."""
     rng = random.Random(seed)
     pool, cache = _pool(p, 5)
     there: list[Sequence] = []
     stored: dict[int, tuple] = {}  # block -> (salt, all tokens up to its end)
-    calls: list[str] = []
     for number in range(length):
         seq = rng.choice(there) if there else None
         kind = rng.choice(["begin", "begin", "go", "release", "fail"])

@@ -496,9 +496,6 @@ def _meant(p: SimpleNamespace) -> None:
         made = p.ByteDetokenizer(p.TokenTexts(_Pieces(pieces)), [], True)
         got = [made.append(i) for i in range(len(pieces))]
         expect(f"{_show(pieces)}: new text of each token", got, wanted)
-    made = p.ByteDetokenizer(p.TokenTexts(_Pieces([b"a\xe9\xbe"])), [], True)
-    got = [made.append(0), made.finish()]
-    expect("61 e9 be, and then the end: append, finish", got, ["a", "�"])
 
 
 @_SUITE.property(
@@ -755,7 +752,9 @@ def _other_end(p: SimpleNamespace) -> None:
     """An end token that isn't the tokenizer's own is the stop_reason, as in vLLM."""
     more = {"eos": (1, 2), "own": 2}
     _expect_end(p, _END, ("a", 2, "stop", 1), **more)
-    _expect_end(p, _END[::2], ("a", 2, "stop", None), eos=(0, 1), own=1, min_tokens=1)
+    more = {"eos": (0, 1), "own": 1, "min_tokens": 1, "max_tokens": 9}
+    _expect_end(p, _END[::2], ("a", 2, "stop", None), **more)
+    more = {"eos": (1, 2), "own": 2}
     _expect_end(p, _END, ("a<end>b", 3, "length", None), **more, ignore_eos=True)
     _expect_end(p, _END, ("a", 2, "stop", 1), eos=(1,), own=None)
 
@@ -786,16 +785,24 @@ def _last_allowed(p: SimpleNamespace) -> None:
     _expect_end(p, _END, ("a", 1, "length", None), max_tokens=1)
     _expect_end(p, _END, ("a", 2, "stop", None), max_tokens=2, eos=(1,))
     _expect_end(p, _END, ("a", 2, "stop", 1), max_tokens=2, stop_token_ids=[1])
-    _expect_end(p, _END, ("a<end>", 3, "stop", "b"), max_tokens=3, stop="b")
+    made = _run(p, _END, max_tokens=3, stop="b")[0].output(0)
+    given = f"{_show(_END)}, max_tokens=3, stop='b': finish_reason, stop_reason"
+    expect(given, [made.finish_reason, made.stop_reason], ["stop", "b"])
     more = {"max_tokens": 2, "min_tokens": 2, "eos": (1,)}
     _expect_end(p, _END, ("a<end>", 2, "length", None), **more)
 
 
 @_SUITE.property(
-    "OutputBuilder", hint="the detokenizer may hold some bytes: ask it at every end"
+    "OutputBuilder",
+    "ByteDetokenizer",
+    hint="the detokenizer may hold some bytes: ask it at every end; what does its "
+    "finish() give?",
 )
 def _dropped(p: SimpleNamespace) -> None:
     """A character that nobody finishes is shown as U+FFFD, whatever ends the text."""
+    made = p.ByteDetokenizer(p.TokenTexts(_Pieces([b"a\xe9\xbe"])), [], True)
+    got = [made.append(0), made.finish()]
+    expect("61 e9 be, and then the end: append, finish", got, ["a", "�"])
     pieces = [b"a", b"\xe9\xbe", b"<end>"]
     _expect_end(p, pieces, ("a�", 2, "length", None), max_tokens=2)
     _expect_end(p, pieces, ("a�", 3, "stop", None), eos=(2,))
@@ -806,7 +813,8 @@ def _dropped(p: SimpleNamespace) -> None:
 
 @_SUITE.property(
     "OutputBuilder",
-    hint="after each character: is a stop string complete? then what can still go on?",
+    hint="after each character: is a stop string complete? if not, what can still go "
+    "on? and once the text has ended, what waits?",
 )
 def _stops(p: SimpleNamespace) -> None:
     """A stop string ends the text at the same place wherever the tokens are cut."""
@@ -849,9 +857,6 @@ def _grows(p: SimpleNamespace) -> None:
     shown = _run(p, [b"aab", b"c", b"d"], stop=["abx", "bcy"])[1]
     given = "'aab' | 'c' | 'd', stop=['abx', 'bcy']: shown after each token"
     expect(given, shown, ["a", "aa", "aabcd"])
-    shown = _run(p, [b"ab", b"x", b"y"], stop="ab", min_tokens=2)[1]
-    given = "'ab' | 'x' | 'y', stop='ab', min_tokens=2: shown after each token"
-    expect(given, shown, ["ab", "abx", "abxy"])
 
 
 @_SUITE.property("OutputBuilder", hint="nothing can be taken back any more: who waits?")
@@ -866,12 +871,17 @@ def _lets_go(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "OutputBuilder", hint="min_tokens have to be there before anything ends"
+    "OutputBuilder",
+    hint="min_tokens have to be there before anything ends; what was complete earlier "
+    "has passed: which characters are new?",
 )
 def _min_tokens(p: SimpleNamespace) -> None:
     """Neither a token nor a string ends a text within its first min_tokens."""
     pieces = [b"x", b"y", b"x", b"y"]
     _expect_end(p, pieces, ("xyx", 4, "stop", "y"), stop=["y"], min_tokens=2)
+    shown = _run(p, [b"ab", b"x", b"y"], stop="ab", min_tokens=2)[1]
+    given = "'ab' | 'x' | 'y', stop='ab', min_tokens=2: shown after each token"
+    expect(given, shown, ["ab", "abx", "abxy"])
     pieces = [b"x", b"e", b"e"]
     _expect_end(p, pieces, ("xe", 3, "stop", None), eos=(2, 1), min_tokens=2)
     _expect_end(p, pieces, ("xe", 3, "stop", 2), eos=(1, 2), min_tokens=2)

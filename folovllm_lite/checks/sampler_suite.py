@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -396,7 +396,8 @@ def _temperature(p: SimpleNamespace) -> None:
 )
 def _before_the_filters(p: SimpleNamespace) -> None:
     """Stop tokens are masked and penalties taken in every row, greedy or drawn."""
-    for temperatures in ([1], [0], [0, 0], [0, 1]):
+    # Greedy rows beside others: `_greedy_rows`, whose hint is about dividing by 0.
+    for temperatures in ([1], [0], [0, 0]):
         logits = torch.zeros(len(temperatures), 3)
         for what, more, wanted in (
             ("presence_penalty 1, output [0]",
@@ -460,28 +461,24 @@ def _min_p_first(p: SimpleNamespace) -> None:
     expect(given, _kept(got), [[0]])
 
 
-@_SUITE.property(
-    "filter_logits", hint="make a column [N, 1] of each parameter, one entry for a row"
-)
-def _rows_as_alone(p: SimpleNamespace) -> None:
-    """A row of a batch is left with what it would be left with alone."""
+_EVERY = [
+    {"top_k": 2},
+    {"temperature": 2.0, "top_p": 0.7},
+    {"temperature": 0},
+    {"min_p": 0.1},
+    {},
+    {"temperature": 0.5, "top_k": 10**12},
+    {"output": [2, 2], "frequency_penalty": 1.0},
+    {"stop": [2], "min_tokens": 1, "top_k": 1},
+]
+
+
+def _expect_as_alone(p: SimpleNamespace, *orders: Sequence[int]) -> None:
+    """Fail if a row of `_EVERY` is left with something else because of the others."""
     weights = [9, 1, 64, 9, 16, 1]
-    every = [
-        {"top_k": 2},
-        {"temperature": 2.0, "top_p": 0.7},
-        {"temperature": 0},
-        {"min_p": 0.1},
-        {},
-        {"temperature": 0.5, "top_k": 10**12},
-        {"output": [2, 2], "frequency_penalty": 1.0},
-        {"stop": [2], "min_tokens": 1, "top_k": 1},
-    ]
-    alone = [p.filter_logits(_logits(weights), [_row(**x)])[0] for x in every]
-    for order in (
-        *([0, 1], [1, 0], [2, 0], [1, 2], [0, 4, 3], [1, 0, 2], [5, 1], [6, 2]),
-        *([2, 7, 6], [6, 7, 4, 4], range(8)),
-    ):
-        rows, asked = [_row(**every[i]) for i in order], [every[i] for i in order]
+    alone = [p.filter_logits(_logits(weights), [_row(**x)])[0] for x in _EVERY]
+    for order in orders:
+        rows, asked = [_row(**_EVERY[i]) for i in order], [_EVERY[i] for i in order]
         got = p.filter_logits(_logits(weights).expand(len(rows), -1), rows)
         given = f"rows of weights {weights} with {asked}: "
         expect(
@@ -491,6 +488,14 @@ def _rows_as_alone(p: SimpleNamespace) -> None:
         )
         for at, i in enumerate(order):
             expect(f"{given}logits of row {at}", got[at], alone[i])
+
+
+@_SUITE.property(
+    "filter_logits", hint="make a column [N, 1] of each parameter, one entry for a row"
+)
+def _rows_as_alone(p: SimpleNamespace) -> None:
+    """A row of a batch is left with what it would be left with alone."""
+    _expect_as_alone(p, [0, 1], [1, 0], [0, 4, 3], [5, 1], [6, 7, 4, 4])
 
 
 @_SUITE.property(
@@ -513,6 +518,7 @@ def _greedy_rows(p: SimpleNamespace) -> None:
     got = p.filter_logits(logits, rows)
     given = "two rows of [1, 2, 3]: temperature 0 with all filters, temperature 2"
     expect(given, got, [[0.0, 2.0, 3.0], [0.5, 1.0, 1.5]])
+    _expect_as_alone(p, [2, 0], [1, 2], [1, 0, 2], [6, 2], [2, 7, 6], range(8))
 
 
 # ----- the draw
@@ -854,7 +860,8 @@ def _bad_rows_draw_nothing(p: SimpleNamespace) -> None:
         given = f"a row [0, 0] and a row [nan, 0], in order {order}, seeds {seeds}"
         own = [row.generator for row in rows if row.generator]
         before = [generator.get_state() for generator in own]
-        expect_error(given, lambda: p.sample(logits, rows), ValueError, "row")  # noqa: B023
+        bad = str(order.index(1))
+        expect_error(given, lambda: p.sample(logits, rows), ValueError, bad)  # noqa: B023
         for state, generator in zip(before, own, strict=True):
             if not torch.equal(generator.get_state(), state):
                 fail(f"{given}: a generator, afterwards", "has moved", "is as it was")

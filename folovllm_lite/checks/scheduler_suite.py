@@ -6,7 +6,7 @@ from typing import Any
 
 from folovllm_lite import scheduler as package
 from folovllm_lite.block_manager import BlockManager
-from folovllm_lite.checks.harness import Suite, expect, fail
+from folovllm_lite.checks.harness import Suite, expect, fail, on
 from folovllm_lite.config import SchedulerConfig
 from folovllm_lite.prefix_cache import PrefixCache
 from folovllm_lite.request import Sequence, SequenceData, SequenceStatus
@@ -314,12 +314,6 @@ def _budget(p: SimpleNamespace) -> None:
     )
     made.config.max_num_batched_tokens = 1
     expect("budget 1, two decode: work", list(_shares(_step(made))), ["a"])
-    made = _made(p, blocks=6)
-    _several(made, 2, 2, 2, 6)
-    _step(made)
-    made.config.max_num_batched_tokens = 2
-    given = "budget 2, 6 blocks of 2, four decode, a takes the blocks of d"
-    expect(f"{given}: work", list(_shares(_step(made))), ["a", "b"])
 
 
 @_SUITE.property("Scheduler", hint="half a prompt is a chunk; may there be one?")
@@ -761,6 +755,12 @@ def _undone(p: SimpleNamespace) -> None:
         "budget 6, 6 blocks of 2; c takes 3 tokens, a takes 3 and c's blocks, then b"
     )
     expect(f"{given}: work", _shares(made.schedule()), {"a": (2, 3), "b": (2, 3)})
+    made = _made(p, blocks=6)
+    _several(made, 2, 2, 2, 6)
+    _step(made)
+    made.config.max_num_batched_tokens = 2
+    given = "budget 2, 6 blocks of 2, four decode, a takes the blocks of d"
+    expect(f"{given}: work", list(_shares(_step(made))), ["a", "b"])
 
 
 @_SUITE.property("Scheduler", hint="until when can somebody lose his place in a step?")
@@ -929,13 +929,22 @@ def _everybody_ends(p: SimpleNamespace) -> None:
         for chunked in (False, True):
             for caching in (False, True):
                 for swap in (0, 3):
-                    _play(p, count, chunked, caching, swap)
+                    steps: list[str] = []
+                    with on(lambda: steps[-1]):  # noqa: B023
+                        _play(p, count, chunked, caching, swap, steps)
 
 
 def _play(
-    p: SimpleNamespace, count: int, chunked: bool, caching: bool, swap: int
+    p: SimpleNamespace,
+    count: int,
+    chunked: bool,
+    caching: bool,
+    swap: int,
+    steps: list[str],
 ) -> None:
-    """Serve `count` random sequences with 6 blocks of 2; check each step."""
+    """Serve `count` random sequences with 6 blocks of 2; check each of the steps,
+    which are noted.
+    """
     rng = random.Random(count)
     budget, most = (3 if chunked else 12), 3
     made = _made(p, budget, most, chunked, 6, caching, swap)
@@ -953,11 +962,11 @@ def _play(
         f"{swap} CPU blocks"
     )
     for number in range(1, 60 * count + 1):
+        steps.append(where := f"{given}, step {number}")
         if new:
             made.add(new.pop(0))
         computed = {s.seq_id: s.num_computed for s in made.running}
         step = made.schedule()
-        where = f"{given}, step {number}"
         if step.num_tokens > budget:
             fail(f"{where}: num_tokens", step.num_tokens, f"{budget} at most")
         if len(made.running) > most:

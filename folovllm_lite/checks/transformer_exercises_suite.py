@@ -252,7 +252,8 @@ def _one_sequence(p: SimpleNamespace) -> None:
 
 @_SUITE.property(
     "PackedContext",
-    hint="a sequence ends where the next begins; and where does the last one end?",
+    hint="q, k and v are packed alike: cut all three where a sequence begins; and "
+    "where does the last one end?",
 )
 def _two_sequences(p: SimpleNamespace) -> None:
     """Each of several sequences comes out as if it were alone."""

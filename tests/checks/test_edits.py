@@ -300,7 +300,7 @@ MUTANTS = {
     "greedy_rows_are_divided_too": (
         sampler, "if p.temperature else off",
         "if p.temperature else (max(q.temperature for q in params), *off[1:])",
-        "left with alone"),
+        "no temperature and no filter"),
     "only_flat_batches": (
         sampler, "    params = [row.params for row in rows]\n    logits = mask",
         "    params = [row.params for row in rows]\n    logits.view(-1)\n"

@@ -890,7 +890,7 @@ STATE = {
         lambda state, _: state.request.prompt_token_ids
     ): "its own row of the batch",
     ArrivalIsNow: "arrival_time is the request's",
-    NoTimeOfTheEnd: "finished with the last of them",
+    NoTimeOfTheEnd: "arrival_time is the request's",
     AbortTakesAll: "what had ended stays as it was",
     AbortGivesNoReason: "and the reason given",
     AbortSaysStop: "ends what runs",

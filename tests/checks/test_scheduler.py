@@ -463,7 +463,7 @@ MUTANTS = {
         "            step.work[seq.request_id] = Work(seq, start, start + count)\n",
     ),
     "a_victim_without_work_gives_a_token_back": (
-        "_budget",
+        "_undone",
         "return undone.count if undone else 0",
         "return undone.count if undone else 1",
     ),
