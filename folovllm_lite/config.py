@@ -222,34 +222,53 @@ class EngineConfig:
 # Options of vLLM's `LLM` that have no counterpart here, and the values by which they
 # say "off", "one" or "as usual": a script may spell these out, and nothing changes.
 _VLLM_OPTIONS: dict[str, tuple] = {
+    "additional_config": (None, {}),
     "allowed_local_media_path": ("",),
+    "allowed_media_domains": (None,),
     "async_scheduling": (False, None),
+    "attention_backend": (None,),
+    "attention_config": (None,),
+    "calculate_kv_scales": (False,),
+    "chat_template": (None,),
+    "code_revision": (None,),
     "compilation_config": (None, 0),
+    "config_format": ("auto", "hf"),
     "convert": ("auto", "none"),
     "cpu_offload_gb": (0, 0.0),
     "data_parallel_size": (1,),
+    "disable_cascade_attn": (True, None),
     "disable_custom_all_reduce": (True, False),  # between GPUs, and there is one
     "disable_log_stats": (True,),
+    "disable_sliding_window": (False,),  # there is none
     "distributed_executor_backend": (None, "uni"),
     "download_dir": (None,),
     "enable_expert_parallel": (False,),
     "enable_lora": (False, None),
+    "enable_prompt_embeds": (False,),
+    "enable_return_routed_experts": (False,),
     "enable_sleep_mode": (False,),
     "enforce_eager": (True,),
     "generation_config": ("auto",),
+    "hf_config_path": (None,),
     "hf_overrides": (None, {}),
     "hf_token": (None,),
+    "ignore_patterns": (None,),
     "kv_cache_dtype": ("auto",),
     "kv_cache_memory_bytes": (None,),
+    "kv_transfer_config": (None,),
     "limit_mm_per_prompt": (None, {}),
     "load_format": ("auto", "safetensors"),
     "logits_processors": (None,),
+    "logprobs_mode": ("raw_logprobs",),
     "max_logprobs": (-1,),
     "mm_processor_kwargs": (None,),
     "model_impl": ("auto",),
+    "model_loader_extra_config": (None, {}),
     "override_generation_config": (None, {}),
     "pipeline_parallel_size": (1,),
     "pooler_config": (None,),
+    "profiler_config": (None,),
+    "quantization_config": (None,),
     "revision": (None,),
     "runner": ("auto", "generate"),
     "scheduling_policy": ("fcfs", "priority"),
@@ -262,20 +281,23 @@ _VLLM_OPTIONS: dict[str, tuple] = {
 }
 
 
-def check_vllm_options(options: Mapping[str, Any]) -> None:
+def check_vllm_options(
+    options: Mapping[str, Any], known: Mapping[str, tuple] = _VLLM_OPTIONS
+) -> None:
     """Let options pass that ask vLLM for nothing which isn't here; refuse the others.
 
     Args:
         options: those that an engine was given and doesn't know, by name.
+        known: the values that pass, by name; those of `LLM`, unless told otherwise.
 
     Raises:
         NotImplementedError: an option of vLLM's that asks for something.
         TypeError: a name that isn't known at all.
     """
     for name, value in options.items():
-        if name not in _VLLM_OPTIONS:
+        if name not in known:
             raise TypeError(f"there is no option {name!r}")
-        off = _VLLM_OPTIONS[name]
+        off = known[name]
         # With their types: True == 1, but tensor_parallel_size=True is a slip.
         if (type(value), value) not in [(type(x), x) for x in off]:
             raise NotImplementedError(

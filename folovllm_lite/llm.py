@@ -59,6 +59,14 @@ _Watch = Callable[[RequestState], None]
 _LOG = logging.getLogger(__name__)
 _ALLOW_LONG = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _GIB = 1024**3
+# Keywords of vLLM's `generate` and `chat` that have no counterpart, as in `config`.
+_CALL_OPTIONS = {
+    "chat_template_content_format": ("auto", "string"),
+    "lora_request": (None,),
+    "mm_processor_kwargs": (None, {}),
+    "priority": (None,),
+    "tokenization_kwargs": (None, {}),
+}
 # Tokens of a step unless told otherwise: enough to keep the machine's arithmetic busy.
 _STEP_TOKENS = 2048
 
@@ -395,6 +403,7 @@ class LLM:
         prompts: Prompt | list[Prompt],
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        **vllm_options: Any,
     ) -> list[RequestOutput]:
         """Complete prompts; the outputs come in the order of the prompts.
 
@@ -402,13 +411,17 @@ class LLM:
             prompts: one or a list of: a string, {"prompt": string},
                 {"prompt_token_ids": ids}.
             sampling_params: one for all, or one for each; None is
-                `get_default_sampling_params()`.
+                `get_default_sampling_params()`, with as many tokens of its max_tokens
+                as fit.
             use_tqdm: show a progress bar if there are several prompts.
+            vllm_options: others of vLLM's that say "off", as `lora_request=None` does.
 
         Raises:
             TypeError, ValueError: before anything is generated, for the first prompt
                 that can't be served.
+            NotImplementedError: an option that we don't have, by its name.
         """
+        check_vllm_options(vllm_options, _CALL_OPTIONS)
         return self._run(self._requests(_as_list(prompts), sampling_params), use_tqdm)
 
     def chat(
@@ -426,11 +439,15 @@ class LLM:
             use_tqdm: likewise.
             chat_options: vLLM's chat_template, add_generation_prompt,
                 continue_final_message, tools and chat_template_kwargs, see
-                `InputProcessor.chat`.
+                `InputProcessor.chat`; or others that say "off", as for `generate`.
 
         Raises:
-            TypeError, ValueError: as `generate` and `InputProcessor.chat` raise.
+            TypeError, ValueError, NotImplementedError: as `generate` and
+                `InputProcessor.chat` raise.
         """
+        others = chat_options.keys() & _CALL_OPTIONS
+        off = {name: chat_options.pop(name) for name in sorted(others)}
+        check_vllm_options(off, _CALL_OPTIONS)
         several = (
             isinstance(messages, list) and messages and isinstance(messages[0], list)
         )
@@ -508,6 +525,7 @@ class LLM:
         sampling_params: SamplingParams | list[SamplingParams] | None,
     ) -> list[Request]:
         """Check all first: a bad last prompt must not cost the work on the others."""
+        check = self.llm_engine.check
         if isinstance(sampling_params, list | tuple):
             if len(sampling_params) != len(prompts):
                 raise ValueError(
@@ -515,15 +533,25 @@ class LLM:
                     "sampling_params"
                 )
             params = list(sampling_params)
+        elif sampling_params is not None:
+            params = [sampling_params] * len(prompts)
         else:
-            shared = sampling_params
-            if shared is None:
-                shared = self.get_default_sampling_params()
-            params = [shared] * len(prompts)
+            params = [self.get_default_sampling_params()] * len(prompts)
+            check = self._check_default
         return [
-            self.llm_engine.check(generate_request_id(), prompt, each)
+            check(generate_request_id(), prompt, each)
             for prompt, each in zip(prompts, params, strict=True)
         ]
+
+    def _check_default(
+        self, request_id: str, prompt: Prompt, params: SamplingParams
+    ) -> Request:
+        """A request whose max_tokens nobody chose: if they don't fit, what does."""
+        try:
+            return self.llm_engine.check(request_id, prompt, params)
+        except ValueError:  # for another reason, perhaps: then again
+            params = replace(params, max_tokens=None)
+        return self.llm_engine.check(request_id, prompt, params)
 
     def _run(self, requests: list[Request], use_tqdm: bool) -> list[RequestOutput]:
         """Serve requests to the end, all at once; outputs in their order."""

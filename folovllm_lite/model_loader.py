@@ -207,7 +207,7 @@ def eos_token_ids(path: Path, tokenizer: Any) -> tuple[int, ...]:
 def default_sampling_params(path: Path) -> SamplingParams:
     """What a request means that brings no parameters of its own.
 
-    As in vLLM: temperature, top_k, top_p, min_p, repetition_penalty and max_new_tokens
+    As in vLLM: temperature, top_k, top_p, min_p, the three penalties and max_new_tokens
     of generation_config.json; the rest is that of `SamplingParams()`.
 
     Raises:
@@ -217,7 +217,8 @@ def default_sampling_params(path: Path) -> SamplingParams:
     if not os.path.lexists(file):
         return SamplingParams()
     config = read_json(file)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    names = ["temperature", "top_k", "top_p", "min_p"]
+    names += [f"{kind}_penalty" for kind in ("repetition", "presence", "frequency")]
     given = {name: config[name] for name in names if config.get(name) is not None}
     if given.get("top_k") == 0:  # this file's way to say that it is off
         given["top_k"] = -1
@@ -504,6 +505,8 @@ class ModelLoader:
         self._check(path, hf_config)
         trust = {"trust_remote_code": self.model_config.trust_remote_code}
         config = AutoConfig.from_pretrained(path, **trust)
+        if self.max_model_len is None:  # where config.json has none, the family's
+            self.max_model_len = getattr(config, "max_position_embeddings", 2048)
         with torch.device("meta"):
             ghost = AutoModelForCausalLM.from_config(config, **trust)
         wanted, files = ghost.state_dict(), weight_files(path)
@@ -532,15 +535,13 @@ class ModelLoader:
         return model.to(device).eval()
 
     def _check(self, path: Path, hf_config: dict[str, Any]) -> None:
-        """Refuse what can be refused without `transformers`; settle `max_model_len`."""
+        """Refuse what can be refused without `transformers`."""
         refuse_quantized(path)
         if os.path.lexists(path / "generation_config.json"):
             read_json(path / "generation_config.json")
         layers = hf_config.get("num_hidden_layers")
         if isinstance(layers, int):
             check_layers(path, layers)
-        if self.max_model_len is None:
-            self.max_model_len = hf_config.get("max_position_embeddings", 2048)
 
     def load_tokenizer(self) -> Any:
         """The tokenizer, padding on the left and with a pad token.

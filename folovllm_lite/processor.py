@@ -93,6 +93,11 @@ class InputProcessor:
                 f"max_model_len is {limit}, but the prompt has {len(ids)} tokens and "
                 f"max_tokens is {wanted}: {len(ids) + wanted} in all"
             )
+        if len(ids) + params.min_tokens > limit:  # max_tokens is None
+            raise ValueError(
+                f"max_model_len is {limit}, but the prompt has {len(ids)} tokens and "
+                f"min_tokens is {params.min_tokens}"
+            )
         return text, ids
 
     def _read(self, prompt: str | dict | list[int]) -> tuple[str | None, list[int]]:
@@ -216,6 +221,8 @@ def _message(message: Any) -> dict[str, Any]:
         )
     made = {**message, "content": content}
     if calls:
+        if not isinstance(calls, list):
+            raise TypeError(f"tool_calls must be a list, got {calls!r}")
         made["tool_calls"] = [_tool_call(call) for call in calls]
     return made
 

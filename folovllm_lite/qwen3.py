@@ -196,19 +196,13 @@ class Qwen3Config:
 
     @property
     def max_model_len(self) -> int:
-        """Longest text in tokens: what the model was trained for, stretched by its
-        rope scaling. Llama 3's max_position_embeddings is stretched already. As in
-        vLLM, `_get_and_verify_max_len` of vllm/config/model.py.
+        """Longest text in tokens: what the model was trained for, stretched by a linear
+        rope scaling. With yarn and llama3 max_position_embeddings is stretched already.
+        As in vLLM 0.32, `_get_and_verify_max_len` of vllm/config/model.py.
         """
-        rope = self.rope_scaling or {"rope_type": "default"}
-        trained = self.max_position_embeddings
-        if rope["rope_type"] == "yarn":
-            if rope.get("factor") is None:  # it follows from the two lengths
-                return trained
-            trained = rope.get(_TRAINED) or trained
-        elif rope["rope_type"] != "linear":
-            return trained
-        return int(trained * rope["factor"])
+        rope = self.rope_scaling or {}
+        factor = rope["factor"] if rope.get("rope_type") == "linear" else 1
+        return int(self.max_position_embeddings * factor)
 
     @classmethod
     def from_hf(cls, hf: dict) -> "Qwen3Config":

@@ -357,21 +357,22 @@ def _end_files(p: SimpleNamespace) -> None:
 
 
 @_SUITE.property(
-    "default_sampling_params", hint="six names of that file count, and one is renamed"
+    "default_sampling_params", hint="eight names of that file count, and one is renamed"
 )
 def _defaults(p: SimpleNamespace) -> None:
     """generation_config.json says how to sample where nobody asks for anything."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-             "max_tokens", "n")  # fmt: skip
-    plain = [1.0, -1, 1.0, 0.0, 1.0, 16, 1]
+             "max_tokens", "n", "presence_penalty", "frequency_penalty")  # fmt: skip
+    plain = [1.0, -1, 1.0, 0.0, 1.0, 16, 1, 0.0, 0.0]
     for given, wanted in (
         (None, plain),
         ({}, plain),
         ({"eos_token_id": 3, "do_sample": True}, plain),
         ({"do_sample": False}, plain),
         ({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1,
-          "repetition_penalty": 1.1}, [0.6, 20, 0.95, 0.1, 1.1, 16, 1]),
-        ({"max_new_tokens": 5, "top_p": None}, [*plain[:5], 5, 1]),
+          "repetition_penalty": 1.1}, [0.6, 20, 0.95, 0.1, 1.1, 16, 1, 0.0, 0.0]),
+        ({"presence_penalty": 1.5, "frequency_penalty": -0.5}, [*plain[:7], 1.5, -0.5]),
+        ({"max_new_tokens": 5, "top_p": None}, [*plain[:5], 5, *plain[6:]]),
         ({"top_k": 0}, plain),
         ({"temperature": 0}, [0, *plain[1:]]),
     ):  # fmt: skip

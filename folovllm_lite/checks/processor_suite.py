@@ -227,6 +227,14 @@ def _length(p: SimpleNamespace) -> None:
         name = f"max_model_len 5, prompt {n}, max_tokens {wanted}"
         call = lambda n=n, wanted=wanted: ask(n, wanted)  # noqa: E731
         expect_error(name, call, ValueError, "5", str(n))
+    for least, fits in ((2, True), (3, False)):
+        params = SamplingParams(max_tokens=None, min_tokens=least)
+        call = lambda params=params: given.process([1] * 3, params)  # noqa: E731
+        name = f"max_model_len 5, prompt 3, max_tokens None, min_tokens {least}"
+        if fits:
+            expect(f"{name}: length of the ids", len(call()[1]), 3)
+        else:
+            expect_error(name, call, ValueError, "5", "3")
 
 
 @_SUITE.property(
@@ -265,6 +273,7 @@ def _no_chat(p: SimpleNamespace) -> None:
         ([{"role": 5, "content": "a"}], TypeError),
         ([{"role": "user", "content": None, "tool_calls": []}], TypeError),
         ([{"role": "user", "content": None, "tool_calls": ["f"]}], TypeError),
+        ([{"role": "assistant", "content": "a", "tool_calls": {"f": 1}}], TypeError),
     ):
         call = lambda messages=messages: given.chat(messages)  # noqa: E731
         expect_error(f"chat({messages!r})", call, error)

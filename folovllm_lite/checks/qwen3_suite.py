@@ -424,8 +424,8 @@ def _no_sense(p: SimpleNamespace) -> None:
     "Qwen3Config", hint="was the model trained on it, or is it stretched to it?"
 )
 def _longest(p: SimpleNamespace) -> None:
-    """max_model_len is what the model was trained for times the factor of linear and
-    yarn scaling; llama3's max_position_embeddings is stretched already.
+    """max_model_len is what the model was trained for times the factor of linear
+    scaling; max_position_embeddings of yarn and llama3 is stretched already.
     """
     linear = {"rope_type": "linear", "factor": 4.0}
     yarn = {"rope_type": "yarn", "factor": 2.5}
@@ -433,8 +433,8 @@ def _longest(p: SimpleNamespace) -> None:
     for positions, scaling, wanted in (
         (512, None, 512),
         (512, linear, 2048),
-        (512, {**yarn, **trained}, 160),
-        (512, yarn, 1280),
+        (512, {**yarn, **trained}, 512),
+        (512, yarn, 512),
         (512, {"rope_type": "yarn", **trained}, 512),
         (1024, {**_LLAMA3, **trained}, 1024),
     ):

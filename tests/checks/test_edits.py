@@ -138,8 +138,8 @@ MUTANTS = {
     "no_count_is_the_default": (
         config, "optional: bool = False", "optional: bool = True", "wrong type"),
     "options_that_are_empty_are_off": (
-        config, "        off = _VLLM_OPTIONS[name]\n",
-        "        off = _VLLM_OPTIONS[name]\n"
+        config, "        off = known[name]\n",
+        "        off = known[name]\n"
         "        if not value and name != 'enforce_eager':\n            continue\n",
         "One that asks for more"),
     "options_go_into_a_set": (

@@ -389,12 +389,14 @@ class StretchesLlama3(package.Qwen3Config):
         return int(self.max_position_embeddings * factor)
 
 
-class YarnFromWhatTheFileSays(package.Qwen3Config):
+class StretchesYarn(package.Qwen3Config):
     @property
     def max_model_len(self):
-        if self.rope_scaling and self.rope_scaling["rope_type"] == "yarn":
-            return self.max_position_embeddings
-        return super().max_model_len
+        rope = self.rope_scaling or {}
+        if rope.get("rope_type") != "yarn" or not rope.get("factor"):
+            return super().max_model_len
+        trained = rope.get("original_max_position_embeddings")
+        return int((trained or self.max_position_embeddings) * rope["factor"])
 
 
 def _of(kind):
@@ -475,7 +477,7 @@ CONFIGS = {
         "Absent keys"),
     "never_stretched": (_of(NeverStretched), "max_model_len is"),
     "stretches_llama3": (_of(StretchesLlama3), "max_model_len is"),
-    "yarn_from_the_file": (_of(YarnFromWhatTheFileSays), "max_model_len is"),
+    "stretches_yarn": (_of(StretchesYarn), "max_model_len is"),
 }  # fmt: skip
 
 

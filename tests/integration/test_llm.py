@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -418,6 +419,22 @@ def test_a_script_may_say_off_and_one(tmp_path):
     assert tokens(llm, max_tokens=2, ignore_eos=True)
 
 
+def test_a_call_may_say_off_too(embedded_llm):
+    off = {"lora_request": None, "priority": None, "tokenization_kwargs": None}
+    asked = SamplingParams(temperature=0, max_tokens=2)
+    plain = tokens(embedded_llm, "Once", temperature=0, max_tokens=2)
+    made = embedded_llm.generate("Once", asked, use_tqdm=False, **off)
+    assert made[0].outputs[0].token_ids == plain
+    chat = partial(embedded_llm.chat, HELLO, asked)
+    off["chat_template_content_format"] = "auto"
+    assert chat(**off)[0].prompt == chat()[0].prompt
+    for call in (partial(embedded_llm.generate, "Once", asked), chat):
+        with pytest.raises(NotImplementedError, match="lora_request='mine'"):
+            call(lora_request="mine")
+        with pytest.raises(TypeError, match="lora_requests"):
+            call(lora_requests=None)
+
+
 @pytest.mark.parametrize(
     "option, error",
     [
@@ -452,6 +469,20 @@ def test_the_checkpoint_says_how_to_sample_where_nobody_else_does(tmp_path):
     assert llm.generate("Once", SamplingParams(temperature=0))[0].outputs[0].token_ids[
         :5
     ] == (wanted)
+
+
+def test_max_tokens_that_nobody_chose_are_what_fits(tmp_path):
+    """A checkpoint that recommends 2,048 tokens refused every prompt of a short LLM."""
+    path = make_checkpoint(tmp_path / "model")
+    edit_json(path / "generation_config.json", temperature=0.0, max_new_tokens=2048)
+    llm = LLM(str(path), device="cpu", max_model_len=12)
+    for made in (llm.generate([5] * 4)[0], [*llm.stream([5] * 4)][-1]):
+        output = made.outputs[0]
+        assert (len(output.token_ids), output.finish_reason) == (8, "length")
+    with pytest.raises(ValueError, match="max_tokens is 2048"):
+        llm.generate([5] * 4, llm.get_default_sampling_params())
+    with pytest.raises(ValueError, match="12, but the prompt has 12 tokens"):
+        llm.generate([5] * 12)
 
 
 def test_chat_takes_vllms_keywords(embedded_llm):

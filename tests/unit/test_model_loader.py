@@ -330,6 +330,15 @@ def test_the_loader_gives_a_model_ready_to_use(path):
     assert ModelLoader(ModelConfig(str(path), max_model_len=9)).max_model_len == 9
 
 
+@pytest.mark.parametrize("family, positions", [("qwen3", 32768), ("llama", 2048)])
+def test_a_config_without_positions_has_its_familys(tmp_path, family, positions):
+    made = make_checkpoint(tmp_path / "model", family)
+    edit_json(made / "config.json", max_position_embeddings=None)
+    loader = ModelLoader(ModelConfig(str(made)))
+    loader.load_model("cpu")
+    assert loader.max_model_len == positions
+
+
 def test_a_tokenizer_without_any_end_gets_a_pad_token(path):
     edit_json(path / "tokenizer_config.json", eos_token=None, bos_token=None)
     tokenizer = ModelLoader(ModelConfig(str(path))).load_tokenizer()
