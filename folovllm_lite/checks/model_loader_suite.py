@@ -1502,10 +1502,13 @@ def _sharded_tied(p: SimpleNamespace) -> None:
             {"a": (square := _numbers(2, 2)), "b": square.T},
         ),
         ("the same bytes as int32", {"a": weight, "b": weight.view(torch.int32)}),
+        ("a matrix, and flat", {"a": weight, "b": weight.view(-1)}),
     ):
-        _, files = _saved(p, tensors, 24)  # each in a file of its own
-        got = sorted(name for inside in files.values() for name in inside)
-        expect(f"{given}: names in the files", got, sorted(tensors))
+        for limit in (24, 1000):  # most in files of their own, then all in one
+            _, files = _saved(p, tensors, limit)
+            read = {n: t.tolist() for file in files.values() for n, t in file.items()}
+            asked = {n: t.tolist() for n, t in tensors.items()}
+            expect(f"{given}, limit {limit}: tensors in the files", read, asked)
 
 
 @_SUITE.property(

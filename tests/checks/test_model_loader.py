@@ -1184,8 +1184,8 @@ def saves_scalars_as_lists(tensors, folder, limit):
     SOLVED["save_sharded"](tensors, folder, limit)
 
 
-def saves_where_there_is_room(tensors, folder, limit):
-    """Right, in another shape: each tensor goes to the first shard that it fits."""
+def _first_fit(tensors, limit):
+    """Groups of tensors: each goes to the first group that it fits."""
     groups, kept = [], []
     for name, tensor in tensors.items():
         place = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
@@ -1194,11 +1194,21 @@ def saves_where_there_is_room(tensors, folder, limit):
         kept.append(place)
         for group in groups:
             if sum(t.nbytes for t in group.values()) + tensor.nbytes <= limit:
-                group[name] = tensor.clone()
+                group[name] = tensor
                 break
         else:
-            groups.append({name: tensor.clone()})
-    _save(groups, folder)
+            groups.append({name: tensor})
+    return groups
+
+
+def saves_where_there_is_room(tensors, folder, limit):
+    """Right, in another shape."""
+    groups = _first_fit(tensors, limit)
+    _save([{n: t.clone() for n, t in group.items()} for group in groups], folder)
+
+
+def saves_what_overlaps_uncopied(tensors, folder, limit):
+    _save(_first_fit(tensors, limit), folder)
 
 
 @pytest.mark.parametrize(
@@ -1237,7 +1247,7 @@ EXERCISE_MUTANTS = {
         saves_four_bytes_a_number, saves_and_empties, saves_one_of_each_value,
         saves_without_the_turned, saves_one_of_all_dtypes, saves_in_float32,
         saves_in_the_order_of_letters, saves_a_shard_for_each_dtype,
-        saves_scalars_as_lists,
+        saves_scalars_as_lists, saves_what_overlaps_uncopied,
     ],
 }  # fmt: skip
 
