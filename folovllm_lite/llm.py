@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -55,6 +55,7 @@ from folovllm_lite.scheduler import (
 from folovllm_lite.utils import generate_request_id, get_device
 
 _Watch = Callable[[RequestState], None]
+_Config = TypeVar("_Config", ModelConfig, CacheConfig, SchedulerConfig)
 
 _LOG = logging.getLogger(__name__)
 _ALLOW_LONG = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
@@ -316,6 +317,8 @@ class LLM:
         enforce_eager: on a GPU, no CUDA graphs for decoding steps.
         vllm_options: others of vLLM's that say "off", as `tensor_parallel_size=1` does.
 
+    None for any of them leaves it as usual, as vLLM does.
+
     Raises:
         NotImplementedError: an option that we don't have, by its name.
         TypeError, ValueError, FileNotFoundError: as the configs and the loader raise.
@@ -347,25 +350,28 @@ class LLM:
     ):
         check_vllm_options(vllm_options)
         _check_options(quantization, enforce_eager)
-        self.model_config = ModelConfig(
-            str(EMBEDDED_MODEL if model is None else model),
-            tokenizer,
-            tokenizer_mode,
-            trust_remote_code,
-            dtype,
-            max_model_len,
-            seed,
+        self.model_config = _made(
+            ModelConfig,
+            model=str(EMBEDDED_MODEL if model is None else model),
+            tokenizer=tokenizer,
+            tokenizer_mode=tokenizer_mode,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            seed=seed,
         )
-        cache_config = CacheConfig(
-            block_size,
-            gpu_memory_utilization,
-            swap_space,
-            enable_prefix_caching,
-            num_gpu_blocks_override,
+        cache_config = _made(
+            CacheConfig,
+            block_size=block_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+            swap_space=swap_space,
+            enable_prefix_caching=enable_prefix_caching,
+            num_gpu_blocks_override=num_gpu_blocks_override,
         )
-        scheduler_config = SchedulerConfig(
-            max_num_batched_tokens,
-            max_num_seqs,
+        scheduler_config = _made(
+            SchedulerConfig,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
             enable_chunked_prefill=enable_chunked_prefill,
             preemption_mode=preemption_mode,
         )
@@ -402,7 +408,7 @@ class LLM:
         self,
         prompts: Prompt | list[Prompt],
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: bool | Callable[..., tqdm] = True,
         **vllm_options: Any,
     ) -> list[RequestOutput]:
         """Complete prompts; the outputs come in the order of the prompts.
@@ -413,7 +419,8 @@ class LLM:
             sampling_params: one for all, or one for each; None is
                 `get_default_sampling_params()`, with as many tokens of its max_tokens
                 as fit.
-            use_tqdm: show a progress bar if there are several prompts.
+            use_tqdm: show a progress bar if there are several prompts; or what makes
+                one.
             vllm_options: others of vLLM's that say "off", as `lora_request=None` does.
 
         Raises:
@@ -428,7 +435,7 @@ class LLM:
         self,
         messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: bool | Callable[..., tqdm] = True,
         **chat_options: Any,
     ) -> list[RequestOutput]:
         """Answer conversations, each a list of {"role": ..., "content": ...}.
@@ -553,7 +560,9 @@ class LLM:
             params = replace(params, max_tokens=None)
         return self.llm_engine.check(request_id, prompt, params)
 
-    def _run(self, requests: list[Request], use_tqdm: bool) -> list[RequestOutput]:
+    def _run(
+        self, requests: list[Request], use_tqdm: bool | Callable[..., tqdm]
+    ) -> list[RequestOutput]:
         """Serve requests to the end, all at once; outputs in their order."""
         watchers, ended = self._watchers, []
 
@@ -565,7 +574,8 @@ class LLM:
         tokens, began = 0, time.perf_counter()
         # Left out unless it is True: any value given here would overrule TQDM_DISABLE.
         quiet = {} if use_tqdm and len(requests) > 1 else {"disable": True}
-        bar, here = tqdm(total=len(requests), desc="prompts", **quiet), threading.Lock()
+        make, here = use_tqdm if callable(use_tqdm) else tqdm, threading.Lock()
+        bar = make(total=len(requests), desc="prompts", **quiet)
         with here, bar:
             try:
                 states = watchers.enqueue(requests, watch, here)
@@ -585,6 +595,11 @@ class LLM:
             finally:
                 watchers.forget(ids)
         return [state.output() for state in states]
+
+
+def _made(config: type[_Config], **given: Any) -> _Config:
+    """A config of what is given; for None it has its own default."""
+    return config(**{name: each for name, each in given.items() if each is not None})
 
 
 def _check_options(quantization: str | None, enforce_eager: bool) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from folovllm_lite import LLM, SamplingParams
 from folovllm_lite.generation import generate
@@ -417,6 +418,27 @@ def test_a_script_may_say_off_and_one(tmp_path):
         hf_token=None, limit_mm_per_prompt={}, generation_config="auto", convert="auto",
     )  # fmt: skip
     assert tokens(llm, max_tokens=2, ignore_eos=True)
+
+
+def test_none_is_as_usual(tmp_path):
+    names = ("dtype", "seed", "block_size", "max_num_seqs", "enable_prefix_caching",
+             "enable_chunked_prefill", "gpu_memory_utilization")  # fmt: skip
+    checkpoint = str(make_checkpoint(tmp_path))
+    none = LLM(checkpoint, device="cpu", **dict.fromkeys(names))
+    assert none.model_config == LLM(checkpoint, device="cpu").model_config
+    assert none.llm_engine.scheduler.config.max_num_seqs == 256
+    assert none.llm_engine.scheduler.memory.block_size == 16
+
+
+def test_a_callers_bar_is_used(embedded_llm):
+    seen = []
+
+    def bar(**options):
+        seen.append(tqdm(disable=True, total=options["total"]))
+        return seen[-1]
+
+    embedded_llm.generate(["Once", "Lily"], SamplingParams(max_tokens=1), use_tqdm=bar)
+    assert [each.total for each in seen] == [2]
 
 
 def test_a_call_may_say_off_too(embedded_llm):
