@@ -31,6 +31,7 @@ from folovllm_lite.config import ModelConfig
 from folovllm_lite.model_loader import (
     EMBEDDED_MODEL,
     ModelLoader,
+    check_layers,
     checkpoint_dtype,
     misfits,
     quantization_config,
@@ -155,7 +156,10 @@ class GPTQConfig:
                 f"pack_dtype {hf['pack_dtype']!r} is not supported, only 'int32'"
             )
         # Patterns with "-:" name layers that are not quantized, which the file shows.
-        other = [key for key in hf.get("dynamic") or {} if not key.startswith("-:")]
+        dynamic = hf.get("dynamic") or {}
+        if not isinstance(dynamic, dict):
+            raise TypeError(f"dynamic must be an object, got {dynamic!r}")
+        other = [key for key in dynamic if not key.startswith("-:")]
         if other:
             raise NotImplementedError(
                 f"dynamic settings for {', '.join(other)} are not supported: all "
@@ -529,9 +533,10 @@ def load(
         raise ValueError(f"{path} is not quantized: its config.json names no method")
     hf_config = read_config(path)
     dtype, device = dtype or checkpoint_dtype(hf_config), get_device(device)
-    checkpoint = _Checkpoint(path)
+    checkpoint, shape = _Checkpoint(path), Qwen3Config.from_hf(hf_config)
+    check_layers(path, shape.num_layers)
     with torch.device("meta"):
-        model = Qwen3(Qwen3Config.from_hf(hf_config)).to(dtype)
+        model = Qwen3(shape).to(dtype)
         names = _quantize_layers(model, checkpoint, config)
     checkpoint.check(model)
     model.to_empty(device=device)
@@ -812,9 +817,10 @@ class _Walk:
 
     def __init__(self, path: Path, config: GPTQConfig, device: torch.device):
         self.config, self.device = config, device
-        hf_config = read_config(path)
+        shape = Qwen3Config.from_hf(read_config(path))
+        check_layers(path, shape.num_layers)
         with torch.device("meta"):
-            self.model = Qwen3(Qwen3Config.from_hf(hf_config)).float().eval()
+            self.model = Qwen3(shape).float().eval()
         self.model.requires_grad_(False)
         self.checkpoint = _Checkpoint(path)
         self.checkpoint.check(self.model)

@@ -336,13 +336,16 @@ def stored_tensors(paths: list[Path]) -> list[tuple[str, Tensor, Path]]:
     The tensors have shape and dtype but no data (device "meta"): no weight is read.
 
     Raises:
-        ValueError: a file that is cut off, or no safetensors file at all.
+        ValueError: a file that is cut off, or no safetensors file at all, or a name
+            with control characters.
     """
     found = []
     for file in paths:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # no dict, but it has keys()
+                    if not name.isprintable():  # a terminal would obey it
+                        raise ValueError(f"{file} names a tensor {name!r}")
                     part = tensors.get_slice(name)
                     shape = part.get_shape()
                     # Safetensors can't slice a tensor without dimensions.
@@ -403,18 +406,19 @@ def check_layers(path: Path, count: int) -> None:
     """Raise a ValueError unless the weights in `path` are those of `count` layers.
 
     From the names alone, so that a config with a slip of a few zeros is refused before
-    anybody builds as many layers.
+    anybody builds as many layers. Each has a tensor, whatever the names say.
     """
+    names = [name for name, _, _ in stored_tensors(weight_files(path))]
     numbers = [
         int(found[1])
-        for name, _, _ in stored_tensors(weight_files(path))
-        if (found := re.search(r"(?:^|\.)layers\.(\d+)\.", name))
+        for name in names
+        if (found := re.search(r"(?:^|\.)layers\.(\d{1,9})\.", name))
     ]
     there = max(numbers, default=-1) + 1
-    if numbers and there != count:
+    if numbers and there != count or count > len(names):
         raise ValueError(
             f"num_hidden_layers of {path / 'config.json'} is {count}, but its weights "
-            f"are those of {there} layers"
+            f"are {len(names)} tensors, of {there} layers"
         )
 
 
@@ -504,27 +508,34 @@ class ModelLoader:
         hf_config = read_config(path)
         self._check(path, hf_config)
         trust = {"trust_remote_code": self.model_config.trust_remote_code}
-        config = AutoConfig.from_pretrained(path, **trust)
-        if self.max_model_len is None:  # where config.json has none, the family's
-            self.max_model_len = getattr(config, "max_position_embeddings", 2048)
-        with torch.device("meta"):
-            ghost = AutoModelForCausalLM.from_config(config, **trust)
-        wanted, files = ghost.state_dict(), weight_files(path)
-        stored = under_our_names(wanted, stored_tensors(files))
-        # The others wait: transformers knows more names of a tensor than we do.
-        kinds = ("misshapen", "wrong dtype")
-        _refuse(path, [p for p in misfits(wanted, stored) if p.startswith(kinds)])
-        # By itself it prefers a single file to the index beside it.
-        indexed = (path / _INDEX).is_file()
-        config.transformers_weights = _INDEX if indexed else files[0].name
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=self.model_config.torch_dtype or checkpoint_dtype(hf_config),
-            use_safetensors=True,
-            output_loading_info=True,
-            **trust,
-        )
+        try:
+            config = AutoConfig.from_pretrained(path, **trust)
+            if self.max_model_len is None:  # where config.json has none, the family's
+                self.max_model_len = getattr(config, "max_position_embeddings", 2048)
+            with torch.device("meta"):
+                ghost = AutoModelForCausalLM.from_config(config, **trust)
+            wanted, files = ghost.state_dict(), weight_files(path)
+            stored = under_our_names(wanted, stored_tensors(files))
+            # The others wait: transformers knows more names of a tensor than we do.
+            kinds = ("misshapen", "wrong dtype")
+            _refuse(path, [p for p in misfits(wanted, stored) if p.startswith(kinds)])
+            # By itself it prefers a single file to the index beside it.
+            indexed = (path / _INDEX).is_file()
+            config.transformers_weights = _INDEX if indexed else files[0].name
+            model, found = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=self.model_config.torch_dtype or checkpoint_dtype(hf_config),
+                use_safetensors=True,
+                output_loading_info=True,
+                **trust,
+            )
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # whatever the libraries raise for a broken file
+            raise ValueError(
+                f"transformers can't load {path}: {type(error).__name__}: {error}"
+            ) from error
         problems = [f"missing: {name}" for name in found["missing_keys"]]
         problems += [
             f"unexpected: {name}"
@@ -561,15 +572,19 @@ class ModelLoader:
             raise FileNotFoundError(
                 f"{path} holds no tokenizer: none of {', '.join(known)}"
             )
-        parts = [
-            file
-            for pattern in ("*token*", "*.jinja", "vocab.json", "merges.txt")
-            for file in sorted(path.glob(pattern))
-        ]
+        # transformers reads the model's config too, and makes a list of its layers.
+        names = ("config.json", "*token*", "*.jinja", "vocab.json", "merges.txt")
+        parts = [file for name in names for file in sorted(path.glob(name))]
         for file in parts:
             found = looks_like(regular(file))
             if file.suffix == ".jinja" and found.startswith("it is a "):
                 raise ValueError(f"{file} is no chat template, {found}")
+        config = read_json(parts[0]) if parts[0].name == "config.json" else {}
+        layers = config.get("num_hidden_layers")
+        if isinstance(layers, int) and layers > 100_000:
+            raise ValueError(
+                f"num_hidden_layers of {parts[0]} is {layers}, more than any model has"
+            )
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 path,

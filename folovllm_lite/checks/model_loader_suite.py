@@ -919,8 +919,15 @@ def _layers(p: SimpleNamespace) -> None:
         given = "weights of layers 0 and 2, 2 in the config"
         expect_error(given, call, ValueError, "2")
     with _folder(config={}) as folder:
-        _write(folder, {"embed": _numbers(1)})
-        expect("weights without layers, 5", p.check_layers(folder, 5), None)
+        _write(folder, {"layers.2.norm": _numbers(1)})
+        call = lambda: p.check_layers(folder, 3)  # noqa: E731
+        expect_error("one tensor, of layer 2, 3 in the config", call, ValueError, "3")
+    with _folder(config={}) as folder:
+        _write(folder, {f"embed{i}": _numbers(1) for i in range(6)})
+        expect("6 tensors, no layers, 5", p.check_layers(folder, 5), None)
+        call = lambda: p.check_layers(folder, 2**31 - 1)  # noqa: E731
+        given = "6 tensors, no layers, 2147483647 in the config"
+        expect_error(given, call, ValueError, "2147483647")
 
 
 # ----- the peer

@@ -531,6 +531,12 @@ def no_layers_is_a_number_too(path, count):
         raise ValueError(f"{count}, not {there}")
 
 
+def names_are_believed(path, count):
+    there = max(map(int, _numbers_of(path)), default=count - 1) + 1
+    if there != count:
+        raise ValueError(f"{count}, not {there}")
+
+
 def many_layers_are_wrong(path, count):
     if count > 1000:
         raise ValueError(f"{count} layers, not 11")
@@ -797,6 +803,7 @@ MUTANTS = {
     "check_layers": [
         layers_are_counted_from_one, layers_in_the_order_of_letters,
         more_layers_than_there_are, no_layers_is_a_number_too, many_layers_are_wrong,
+        names_are_believed,
     ],
     "default_sampling_params": [
         no_defaults, new_tokens_are_forgotten, zero_is_absent,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest import mock
 
 import numpy
 import pytest
@@ -19,6 +20,7 @@ from folovllm_lite.model_loader import EMBEDDED_MODEL
 from folovllm_lite.qwen3 import Qwen3
 from folovllm_lite.sampling_params import SamplingParams
 from folovllm_lite.tiny import corpus
+from tests.helpers import edit_json
 
 TEXTS = corpus.calibration(24)
 CONFIGS = {
@@ -266,6 +268,7 @@ def test_a_quantized_model_isnt_quantized_twice(made, tmp_path):
         ({"is_marlin_format": True}, NotImplementedError, "'marlin'"),
         ({"pack_dtype": "int64"}, NotImplementedError, "'int64'"),
         ({"dynamic": {"+:.*down.*": {"bits": 8}}}, NotImplementedError, "down"),
+        ({"dynamic": [5]}, TypeError, "dynamic must be an object"),
     ],
 )
 def test_what_isnt_supported_is_refused_by_name(made, tmp_path, settings, error, words):
@@ -277,6 +280,26 @@ def test_what_isnt_supported_is_refused_by_name(made, tmp_path, settings, error,
     with pytest.raises(error) as raised:
         LLM(str(copy), device="cpu")
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("count", [3000, 2**31 - 1])
+def test_layers_that_nobody_has_are_refused_before_they_are_built(
+    made, tmp_path, count
+):
+    """A slip of a few zeros once built layers for hours, where plain weights had an
+    answer at once.
+    """
+    folder, _ = made("groups of 128")
+    copy = shutil.copytree(folder, tmp_path / "q")
+    plain = shutil.copytree(EMBEDDED_MODEL, tmp_path / "plain")
+    for path in (copy, plain):
+        edit_json(path / "config.json", num_hidden_layers=count)
+    with mock.patch("folovllm_lite.qwen3.Layer", side_effect=AssertionError("built")):
+        with pytest.raises(ValueError, match=f"num_hidden_layers.*{count}"):
+            gptq.load(copy, device="cpu")
+        with pytest.raises(ValueError, match=f"num_hidden_layers.*{count}"):
+            gptq.quantize(plain, tmp_path / "out", TEXTS)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_older_file_is_enough(made, tmp_path):

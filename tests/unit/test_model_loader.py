@@ -259,6 +259,55 @@ def test_sizes_that_nobody_has_are_refused_before_they_are_built(path):
     check_layers(path, 2)
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"eos_token_id": "2"}, "eos_token_id"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps"),
+        ({"pad_token_id": 9999}, "padding_idx"),
+    ],
+)
+def test_what_transformers_cant_load_is_a_value_error(path, changes, words):
+    """Errors of its own kinds, and asserts, once came through."""
+    edit_json(path / "config.json", **changes)
+    with pytest.raises(ValueError, match=f"(?i)can't load .*{words}"):
+        get_model_and_tokenizer(ModelConfig(str(path)), "cpu")
+
+
+def test_an_index_that_transformers_cant_read_is_a_value_error(path):
+    named = {"weight_map": {"lm_head.weight": "model.safetensors"}}
+    index = path / "model.safetensors.index.json"
+    index.write_text(json.dumps(named), encoding="utf-8")  # without its metadata
+    with pytest.raises(ValueError, match="can't load .*metadata"):
+        get_model_and_tokenizer(ModelConfig(str(path)), "cpu")
+
+
+@pytest.mark.parametrize("name", ["\x1b[2Jnorm.weight", "norm\u202e.weight", "a\nb"])
+def test_a_tensors_name_never_reaches_the_terminal_as_it_is(path, name):
+    """A traceback shows it, and transformers' report: an escape sequence is obeyed."""
+    save_file({name: torch.zeros(3)}, path / "model.safetensors")
+    for load in (
+        lambda: get_model_and_tokenizer(ModelConfig(str(path)), "cpu"),
+        lambda: Qwen3.from_pretrained(path, device="cpu"),
+    ):
+        with pytest.raises(ValueError) as raised:
+            load()
+        assert str(raised.value).endswith(f"names a tensor {name!r}")
+
+
+def test_a_tokenizer_beside_a_config_of_layers_that_nobody_has(path):
+    """transformers made a list of them, gigabytes long; of no use to a tokenizer."""
+    edit_json(path / "config.json", num_hidden_layers=2**31 - 1, layer_types=None)
+    with pytest.raises(ValueError, match="config.json is 2147483647, more than any"):
+        ModelLoader(ModelConfig(str(path))).load_tokenizer()
+
+
+def test_a_tokenizer_whose_config_is_to_blame_says_so(path):
+    edit_json(path / "config.json", eos_token_id="2")
+    with pytest.raises(ValueError, match="config.json, .*can't be loaded.*eos_token"):
+        ModelLoader(ModelConfig(str(path))).load_tokenizer()
+
+
 def test_quantized_weights_are_refused_by_the_methods_name(path):
     edit_json(path / "config.json", quantization={"bits": 4})  # as MLX says it
     assert "doesn't name" in quantization_config(path)["quant_method"]
