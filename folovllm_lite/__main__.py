@@ -8,6 +8,7 @@ exit status, None for 0.
 
 import argparse
 import codecs
+import logging
 import os
 import sys
 import unicodedata
@@ -606,6 +607,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     # A progress bar of the Hub's client or a warning about it would stand in the story.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Nor does the engine's warning belong there: the command says what was aborted.
+    logging.getLogger("folovllm_lite.engine").addHandler(logging.NullHandler())
     losses = _Losses()
     try:
         status = args.run(args) or 0

@@ -220,6 +220,24 @@ def test_an_aborted_request_says_why_and_exits_with_1(capsys, broken, count):
     assert "aborted: " in err and "can't be sampled" in err
 
 
+def test_an_aborted_request_is_told_once(broken):
+    """The engine's warning once stood above it, with a name that nobody gave."""
+    words = [sys.executable, "-m", "folovllm_lite", "generate", "Once"]
+    done = subprocess.run(
+        [*words, "--model", broken], capture_output=True, encoding="utf-8", check=False
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "generate: aborted: " in line
+
+
+def test_bench_has_no_figures_for_what_was_aborted(capsys, broken):
+    """Nothing is generated soonest: it once was 900 times as fast as the peer."""
+    sizes = "--prompt-tokens 4 --max-tokens 6 --repeats 1".split()
+    status, out, err = run(capsys, "bench", "--model", broken, *sizes)
+    assert status == 2 and out == ""
+    assert "generated 0 of 4 tokens: abort, " in err and "can't be sampled" in err
+
+
 def test_an_aborted_answer_is_not_kept_and_exits_with_1(monkeypatch, capsys, broken):
     status, _, err, asked = talk(monkeypatch, capsys, broken, "Hi", "And now?")
     assert status == 1 and err.count("can't be sampled") == 2
