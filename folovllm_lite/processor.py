@@ -109,7 +109,10 @@ class InputProcessor:
                 )
             _refuse_half_characters("cache_salt", salt or "")
             if "prompt_token_ids" in prompt:
-                return prompt.get("prompt"), self._ids(prompt["prompt_token_ids"])
+                text = prompt.get("prompt")
+                if isinstance(text, str):
+                    _refuse_half_characters("the prompt", text)
+                return text, self._ids(prompt["prompt_token_ids"])
             prompt = prompt.get("prompt")
         if isinstance(prompt, str):
             _refuse_half_characters("the prompt", prompt)
@@ -176,7 +179,8 @@ class InputProcessor:
             )
         except Exception as error:  # whatever a template of somebody's runs into
             raise ValueError(
-                f"the chat template refuses this conversation: {error}"
+                "the chat template refuses this conversation: "
+                f"{str(error) or type(error).__name__}"
             ) from error
         _refuse_half_characters("the conversation", text)
         # The template writes all special tokens itself: adding one more would be wrong.
@@ -248,7 +252,7 @@ def _tool_call(call: Any) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"the arguments of a tool call must be JSON, got {arguments!r}: {error}"
             ) from None

@@ -152,6 +152,12 @@ def mask_stop_tokens(logits: Tensor, rows: list[SamplingRow]) -> Tensor:
     }
     if not early:
         return logits
+    for i, token_ids in early.items():
+        if len(set(token_ids)) >= logits.shape[-1]:  # NaN, from which anything is drawn
+            raise ValueError(
+                f"row {i} has no token left: below its min_tokens "
+                f"{rows[i].params.min_tokens} all of them are held back"
+            )
     places = _places(early, logits)
     never = torch.full_like(places, -math.inf, dtype=logits.dtype)
     return logits.put(places, never)

@@ -16,7 +16,7 @@ import folovllm_lite
 from folovllm_lite import LLM, CacheConfig, SamplingParams, Sequence, engine
 from folovllm_lite.llm import _pool_bytes
 from folovllm_lite.processor import OutputBuilder, TokenTexts
-from tests.helpers import edit_json, make_checkpoint
+from tests.helpers import VOCAB_SIZE, edit_json, make_checkpoint
 
 ONE = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
@@ -412,6 +412,18 @@ def test_a_row_whose_sampling_fails_ends_its_own_request(llm, monkeypatch, caplo
     )
     (record,) = caplog.records
     assert bad.request_id in record.message and "too hot" in record.message
+
+
+def test_min_tokens_that_no_token_can_fill_ends_its_own_request(llm):
+    """With all tokens held back, one of them once was drawn all the same."""
+    want = llm.generate("Once", ONE, use_tqdm=False)[0].outputs[0].token_ids
+    nothing = SamplingParams(
+        stop_token_ids=list(range(VOCAB_SIZE)), min_tokens=2, max_tokens=4
+    )
+    good, bad = llm.generate(["Once", "Once"], [ONE, nothing], use_tqdm=False)
+    assert good.outputs[0].token_ids == want
+    assert bad.outputs[0].finish_reason == "abort" and not bad.outputs[0].token_ids
+    assert "no token left" in bad.outputs[0].stop_reason
 
 
 def test_ending_many_requests_is_not_quadratic(llm):

@@ -422,9 +422,12 @@ def test_an_assistant_may_call_tools_and_say_nothing(tokenizer):
     assert turn["content"] is None and call["function"]["arguments"] == '{"x": 1}'
     with pytest.raises(TypeError, match="content"):
         chat(tokenizer, [{"role": "assistant", "content": None}])
-    call["function"]["arguments"] = "{"
-    with pytest.raises(ValueError, match="arguments of a tool call"):
-        chat(tokenizer, [turn])
+    for arguments in ("{", "[" * 100_000):  # of the second json raises RecursionError
+        call["function"]["arguments"] = arguments
+        with pytest.raises(ValueError, match="arguments of a tool call"):
+            chat(tokenizer, [turn])
+    with pytest.raises(TypeError, match="tool_calls must be a list, got 5"):
+        chat(tokenizer, [turn | {"tool_calls": 5}])
 
 
 def test_what_a_template_asks_for_reaches_it(tokenizer):
@@ -456,6 +459,9 @@ def test_a_template_that_refuses_is_a_value_error_with_its_words(tokenizer):
         chat(tokenizer, HELLO, chat_template="{{ messages + 1 }}")
     with pytest.raises(ValueError, match="template refuses"):
         chat(tokenizer, HELLO, chat_template="{% if %}")
+    # An error without words, and a text that no machine holds.
+    with pytest.raises(ValueError, match="conversation: MemoryError"):
+        chat(tokenizer, HELLO, chat_template="{{ 'a' * 10**18 }}")
 
 
 @pytest.mark.parametrize(
@@ -478,3 +484,6 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_comes_in(tokenizer):
     door = InputProcessor(tokenizer, 1536, 100)
     with pytest.raises(ValueError, match="cache_salt.*surrogate"):
         door.process({"prompt": "a", "cache_salt": "\ud83d"}, SamplingParams())
+    for ids in ({}, {"prompt_token_ids": [5]}):
+        with pytest.raises(ValueError, match="the prompt.*surrogate"):
+            door.process({"prompt": "\ud83d", **ids}, SamplingParams())

@@ -64,6 +64,22 @@ def reference(logits: list[float], row: SamplingRow) -> dict[int, float]:
     return normalized(kept)
 
 
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_row_that_may_choose_nothing_is_an_error(temperature, seed):
+    """All -inf is NaN after softmax: token 0 was drawn, although it was held back."""
+    params = SamplingParams(min_tokens=2, temperature=temperature)
+    own = None if seed is None else torch.Generator().manual_seed(seed)
+    rows = [
+        SamplingRow(SamplingParams(), [1], []),
+        SamplingRow(params, [1], [2], tuple(range(VOCABULARY)), own),
+    ]
+    with pytest.raises(ValueError, match="row 1 has no token left.* min_tokens 2"):
+        sample(torch.zeros(2, VOCABULARY), rows)
+    rows[1].output_token_ids.append(3)  # that was the last that is held back
+    assert sample(torch.zeros(2, VOCABULARY), rows).token_ids.shape == (2,)
+
+
 # Multiples of 1/8: sums and differences are exact, and equal logits are frequent.
 exact = st.integers(-40, 40).map(lambda n: n / 8)
 token_ids = st.lists(st.integers(0, VOCABULARY - 1), max_size=6)
