@@ -183,7 +183,11 @@ def _frequent(p: SimpleNamespace, blocks: int) -> BlockManager:
     return BlockManager(blocks, 2, p.FrequencyCache(blocks, 2))
 
 
-@_SUITE.property("FrequencyCache", hint="which promises has every free list?")
+@_SUITE.property(
+    "FrequencyCache",
+    hint="which promises has every free list? And of two prompts, one of them hit, "
+    "which is given up?",
+)
 def _is_a_prefix_cache(p: SimpleNamespace) -> None:
     """It keeps the promises of a PrefixCache: names, salts, twins, withdrawing."""
     _all_hold(prefix_cache, PrefixCache=p.FrequencyCache)

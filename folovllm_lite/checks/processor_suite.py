@@ -1222,7 +1222,7 @@ def _hide_false(p: SimpleNamespace) -> None:
     """What only looked like the beginning of a mark is shown, as soon as that is
     clear.
     """
-    cases = [["a<", "b"], ["<", "<t>x</t>", "<"], ["a<t", ".", "<t"]]
+    cases = [["a<", "b"], ["<", "<t>x</t>", "<", "b"], ["a<t", ".", "<t", "b"]]
     _judge_hide(p, cases, "<t>", "</t>")
 
 
@@ -1233,7 +1233,7 @@ def _hide_open(p: SimpleNamespace) -> None:
     """A span that is never closed stays hidden, and a mark means nothing on the wrong
     side.
     """
-    cases = [["a</"], ["a<t>x"], ["a", "<t>x<"], ["a<t>x</", "t"], ["a</t>b"],
+    cases = [["a<"], ["a</"], ["a<t>x"], ["a", "<t>x<"], ["a<t>x</", "t"], ["a</t>b"],
              ["<t><t></t>b"]]  # fmt: skip
     _judge_hide(p, cases, "<t>", "</t>")
 

@@ -106,7 +106,10 @@ def _turns_list(p: SimpleNamespace) -> None:
         expect(f"{what}: it is another list", found is given, False)
 
 
-@_SUITE.property("fair_turns", hint="not its length: a long prompt was no turn")
+@_SUITE.property(
+    "fair_turns",
+    hint="who has had the fewest turns? Not its length: a long prompt was no turn",
+)
 def _turns_order(p: SimpleNamespace) -> None:
     """Who has generated the least goes first, and equals keep their order."""
     for outputs, wanted in (

@@ -171,6 +171,33 @@ def test_packing(suite, piece, wanted, word, capsys):
     assert first == wanted and word in hint
 
 
+# ----- other exercises: the solution with one edit
+
+
+@pytest.mark.parametrize(
+    ("suite", "notebook", "piece", "edit", "wanted", "word"),
+    [
+        (checks.processor, "08_text_in_text_out", "hide",
+         ("    if not inside:\n        yield text", ""), "_hide_open", "at the end"),
+        (checks.kv_cache, "07_kv_cache", "DoublingKVCache",
+         ("self._moved(self.values, slots)", "self.values.new_ones(self.keys.shape)"),
+         "_doubling_keeps", "copy the past"),
+        (checks.scheduling_exercises, "10_continuous_batching", "fair_turns",
+         ("seq.get_output_len()", "-seq.get_output_len()"),
+         "_turns_order", "the fewest turns"),
+        (checks.paged_exercises, "11_paged_kv_cache", "CarefulManager",
+         ("if self.holders and left", "if left"), "_alone", "if nobody runs"),
+        (checks.paged_exercises, "11_paged_kv_cache", "CarefulManager",
+         ("left < self.reserve", "left <= self.reserve"),
+         "_keeps_reserve", "left after it"),
+    ],
+)  # fmt: skip
+def test_an_exercise(suite, notebook, piece, edit, wanted, word, capsys):
+    made = solutions(f"{notebook}.ipynb", edit)[piece]
+    first, hint = first_red(suite, {piece: made}, capsys)
+    assert first == wanted and word in hint
+
+
 # ----- what is right in other words
 
 
