@@ -212,7 +212,7 @@ def _equal(given: str, got: Tensor, wanted: Tensor) -> None:
 
 @_SUITE.property("make_grid", hint="what are the least and the greatest level for?")
 def _symmetric_grid(p: SimpleNamespace) -> None:
-    """A symmetric grid has 0 in the middle and reaches as far as the largest weight."""
+    """A symmetric grid has 0 in the middle; 15 steps are twice the largest weight."""
     for row, scale in (([1.0, -7.5], 1.0), ([15.0, 3.0], 2.0), ([0.0, -3.75], 0.5)):
         got = p.make_grid(torch.tensor([row]), True)
         expect(f"make_grid([{row}], sym=True)", list(got), [[scale], [8.0]])
