@@ -293,9 +293,10 @@ class _Watchers:
 
     def forget(self, request_ids: list[str]) -> None:
         """Whatever ends early leaves an empty engine behind."""
-        self.engine.abort_request(request_ids)
-        for request_id in request_ids:
-            self.known.pop(request_id, None)
+        with self.lock:  # or another thread's step would find the engine busy
+            self.engine.abort_request(request_ids)
+            for request_id in request_ids:
+                self.known.pop(request_id, None)
 
 
 class LLM:

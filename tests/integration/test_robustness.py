@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -369,6 +370,27 @@ def test_four_threads_share_an_llm(llm):
     for one, two in zip(alone, together, strict=True):
         assert one.outputs[0].token_ids == two.outputs[0].token_ids
     assert llm.llm_engine.stats()["steps"] - before <= 4 * 60
+
+
+def test_who_leaves_keeps_no_other_thread_from_stepping(llm, monkeypatch):
+    """A step that began while another thread's request was dropped was an error."""
+    engine, inside, go = llm.llm_engine, threading.Event(), threading.Event()
+    drop = engine._drop_noted
+
+    def slow():
+        if threading.current_thread() is leaver:
+            inside.set()
+            go.wait(10)
+        drop()
+
+    monkeypatch.setattr(engine, "_drop_noted", slow)
+    leaver = threading.Thread(target=llm._watchers.forget, args=(["gone"],))
+    leaver.start()
+    assert inside.wait(10)
+    threading.Timer(0.2, go.set).start()
+    asked = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    assert len(llm.generate("Once", asked)[0].outputs[0].token_ids) == 3
+    leaver.join()
 
 
 def test_generate_inside_a_step_is_refused(llm, monkeypatch):
