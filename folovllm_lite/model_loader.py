@@ -356,6 +356,8 @@ def stored_tensors(paths: list[Path]) -> list[tuple[str, Tensor, Path]]:
             raise ValueError(
                 f"{file} is not valid safetensors, {looks_like(file)} ({error})"
             ) from None
+        except (MemoryError, RuntimeError) as error:  # a terabyte, mostly of nothing
+            raise ValueError(f"{file} can't be mapped into memory: {error}") from None
     return found
 
 

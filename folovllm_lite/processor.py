@@ -116,7 +116,12 @@ class InputProcessor:
             prompt = prompt.get("prompt")
         if isinstance(prompt, str):
             _refuse_half_characters("the prompt", prompt)
-            return prompt, list(self.tokenizer.encode(prompt))
+            try:
+                return prompt, list(self.tokenizer.encode(prompt))
+            except Exception as error:  # from Rust, and no more than that
+                raise ValueError(
+                    f"the tokenizer can't encode the prompt: {error}"
+                ) from error
         if isinstance(prompt, list | tuple):
             return None, self._ids(prompt)
         raise TypeError(
@@ -184,7 +189,10 @@ class InputProcessor:
             ) from error
         _refuse_half_characters("the conversation", text)
         # The template writes all special tokens itself: adding one more would be wrong.
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        try:
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # as in `_read`
+            raise ValueError(f"the tokenizer can't encode {text!r}: {error}") from error
         return {"prompt": text, "prompt_token_ids": list(ids)}
 
 

@@ -464,17 +464,26 @@ class Qwen3(nn.Module):
         Raises:
             ValueError: a config that this model doesn't build (see
                 `Qwen3Config.from_hf`), or that asks for more than the checkpoint
-                holds; weights that don't fit (see `model_loader.load_weights`).
+                holds; weights that don't fit, the model (see
+                `model_loader.load_weights`) or a CPU's memory.
         """
+        import psutil
+
         path = resolve_checkpoint(path)
         hf_config = read_config(path)
         config = Qwen3Config.from_hf(hf_config)
         _expect_weights(config, path)
         with torch.device("meta"):
             model = cls(config)
-        model.to(dtype or checkpoint_dtype(hf_config)).to_empty(
-            device=get_device(device)
-        )
+        model.to(dtype or checkpoint_dtype(hf_config))
+        device, memory = get_device(device), psutil.virtual_memory().total
+        size = sum(weight.nbytes for weight in model.parameters())
+        if device.type == "cpu" and size > memory:
+            raise ValueError(
+                f"the weights in {path} take {size:,} bytes in "
+                f"{model.lm_head.weight.dtype}, but this machine has {memory:,}"
+            )
+        model.to_empty(device=device)
         if config.tie_word_embeddings:  # to_empty gave each its own storage
             model.lm_head.weight = model.model.embed_tokens.weight
         load_weights(model, path)

@@ -3,7 +3,9 @@ changed."""
 
 import json
 import shutil
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -293,6 +295,29 @@ def test_a_tensors_name_never_reaches_the_terminal_as_it_is(path, name):
         with pytest.raises(ValueError) as raised:
             load()
         assert str(raised.value).endswith(f"names a tensor {name!r}")
+
+
+def test_weights_that_no_memory_holds_are_refused_before_they_are_read(
+    path, monkeypatch
+):
+    """Headers cost nothing, and a file may be a terabyte of nothing."""
+    machine = SimpleNamespace(total=100_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+    monkeypatch.setattr("folovllm_lite.qwen3.load_weights", None)
+    with pytest.raises(
+        ValueError, match="take 271,552 bytes in torch.float32.*100,000"
+    ):
+        Qwen3.from_pretrained(path, device="cpu")
+
+
+@pytest.mark.parametrize("kind", [MemoryError, RuntimeError])
+def test_a_file_that_cant_be_mapped_is_a_value_error(path, monkeypatch, kind):
+    def fails(*args, **named):
+        raise kind("Cannot allocate memory")
+
+    monkeypatch.setattr("folovllm_lite.model_loader.safe_open", fails)
+    with pytest.raises(ValueError, match="model.safetensors can't be mapped.*allocate"):
+        Qwen3.from_pretrained(path, device="cpu")
 
 
 def test_a_tokenizer_beside_a_config_of_layers_that_nobody_has(path):

@@ -7,6 +7,8 @@ do to a text. A fake tokenizer whose tokens are those pieces makes every cut rea
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from folovllm_lite.model_loader import EMBEDDED_MODEL
 from folovllm_lite.processor import (
@@ -487,3 +489,15 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_comes_in(tokenizer):
     for ids in ({}, {"prompt_token_ids": [5]}):
         with pytest.raises(ValueError, match="the prompt.*surrogate"):
             door.process({"prompt": "\ud83d", **ids}, SamplingParams())
+
+
+def test_a_text_that_the_tokenizer_cant_encode_is_a_value_error():
+    """Of a tokenizer without an unknown token; it raised a bare `Exception`."""
+    made = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[none]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    door = InputProcessor(tokenizer, 2, 100)
+    assert door.process("a", SamplingParams()) == ("a", [0])
+    with pytest.raises(ValueError, match="can't encode the prompt: WordLevel error"):
+        door.process("b", SamplingParams())
+    with pytest.raises(ValueError, match="can't encode 'b': WordLevel"):
+        door.chat(HELLO, chat_template="b")
