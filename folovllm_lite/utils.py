@@ -11,6 +11,8 @@ _GIB = 1024**3
 
 def set_random_seed(seed: int) -> None:
     """Seed Python, NumPy (where it is installed) and PyTorch on every device."""
+    if not -(2**63) <= seed < 2**64:  # before any of them is seeded
+        raise ValueError(f"seed must fit 64 bits, got {seed}")
     random.seed(seed)
     try:
         import numpy

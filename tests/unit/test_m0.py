@@ -165,6 +165,18 @@ def test_seeds_repeat_every_generator():
     assert draw() == draw()
 
 
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_beyond_64_bits_seeds_nothing(seed):
+    """PyTorch spoke of a long long, when the other two had been seeded."""
+    import random
+
+    before = random.getstate()
+    with pytest.raises(ValueError, match=f"seed must fit 64 bits, got {seed}"):
+        set_random_seed(seed)
+    assert random.getstate() == before
+    set_random_seed(2**64 - 1)
+
+
 def test_request_ids_are_unique():
     assert len({generate_request_id() for _ in range(1000)}) == 1000
 
