@@ -686,7 +686,10 @@ def quantize(
     path = resolve_checkpoint(EMBEDDED_MODEL if model is None else model)
     if read_quantization(path) is not None:
         raise ValueError(f"{path} is quantized already")
-    out = Path(out).expanduser()
+    try:
+        out = Path(out).expanduser()
+    except RuntimeError as error:  # ~ of a user that this machine doesn't have
+        raise ValueError(f"out {str(out)!r}: {error}") from error
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there already; give a new directory")
     tokenizer = ModelLoader(ModelConfig(str(path))).load_tokenizer()

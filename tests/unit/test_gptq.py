@@ -229,6 +229,11 @@ def test_a_quantization_that_cant_be_leaves_nothing(tmp_path, texts, config, wor
     assert not list(tmp_path.iterdir())
 
 
+def test_out_in_nobodys_home_is_a_value_error():
+    with pytest.raises(ValueError, match="out '~nosuchuser/x': .*home"):
+        gptq.quantize(None, "~nosuchuser/x", TEXTS)
+
+
 def test_an_interrupted_one_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
