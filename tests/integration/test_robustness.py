@@ -327,7 +327,7 @@ def test_byte_fallback_tokenizers_lose_no_character(text):
 def test_the_pool_on_a_cpu_holds_one_sequence_of_full_length(llm, monkeypatch):
     """It once held as many tokens as a block has, squared, if that was over 1 GiB."""
     gib, config, device = 1024**3, CacheConfig(), llm.device
-    free = {"available": 64 * gib}
+    free = {"available": 64 * gib, "total": 64 * gib}
     monkeypatch.setattr(
         "folovllm_lite.llm.psutil.virtual_memory",
         lambda: type("Memory", (), free),
