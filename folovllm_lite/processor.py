@@ -115,19 +115,20 @@ class InputProcessor:
                 return text, self._ids(prompt["prompt_token_ids"])
             prompt = prompt.get("prompt")
         if isinstance(prompt, str):
-            _refuse_half_characters("the prompt", prompt)
-            try:
-                return prompt, list(self.tokenizer.encode(prompt))
-            except Exception as error:  # from Rust, and no more than that
-                raise ValueError(
-                    f"the tokenizer can't encode the prompt: {error}"
-                ) from error
+            return prompt, self._encode("the prompt", prompt)
         if isinstance(prompt, list | tuple):
             return None, self._ids(prompt)
         raise TypeError(
             "a prompt is a string, {'prompt': string} or {'prompt_token_ids': ids}, "
             f"got {prompt!r}"
         )
+
+    def _encode(self, what: str, text: str, **options: bool) -> list[int]:
+        _refuse_half_characters(what, text)
+        try:
+            return list(self.tokenizer.encode(text, **options))
+        except Exception as error:  # from Rust, and no more than that
+            raise ValueError(f"the tokenizer can't encode {what}: {error}") from error
 
     @staticmethod
     def _ids(ids: Any) -> list[int]:
@@ -187,13 +188,9 @@ class InputProcessor:
                 "the chat template refuses this conversation: "
                 f"{str(error) or type(error).__name__}"
             ) from error
-        _refuse_half_characters("the conversation", text)
         # The template writes all special tokens itself: adding one more would be wrong.
-        try:
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
-        except Exception as error:  # as in `_read`
-            raise ValueError(f"the tokenizer can't encode {text!r}: {error}") from error
-        return {"prompt": text, "prompt_token_ids": list(ids)}
+        ids = self._encode("the conversation", text, add_special_tokens=False)
+        return {"prompt": text, "prompt_token_ids": ids}
 
 
 def _template_options(template: Any, tools: Any, more: Any) -> dict[str, Any]:

@@ -499,5 +499,5 @@ def test_a_text_that_the_tokenizer_cant_encode_is_a_value_error():
     assert door.process("a", SamplingParams()) == ("a", [0])
     with pytest.raises(ValueError, match="can't encode the prompt: WordLevel error"):
         door.process("b", SamplingParams())
-    with pytest.raises(ValueError, match="can't encode 'b': WordLevel"):
+    with pytest.raises(ValueError, match="can't encode the conversation: WordLevel"):
         door.chat(HELLO, chat_template="b")
